@@ -1,0 +1,2 @@
+//! keelson-podinit
+fn main() {}

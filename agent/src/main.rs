@@ -1,0 +1,2 @@
+//! keelson-agent
+fn main() {}

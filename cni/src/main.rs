@@ -1,0 +1,2 @@
+//! keelson-cni
+fn main() {}

@@ -1,0 +1,7 @@
+//! Everything about API objects that needs no server: the schema tree and what it drives (decoding, strict
+//! validation, pruning, defaulting, patching, protobuf, OpenAPI), and the table of resources (names, scopes,
+//! columns, subresources, strategies).
+//!
+//! Objects are trees ([`serde_json::Value`]); nothing here does IO.
+
+pub mod meta;

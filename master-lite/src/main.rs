@@ -1,0 +1,2 @@
+//! keelson-master
+fn main() {}
