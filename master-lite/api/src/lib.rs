@@ -4,4 +4,5 @@
 //!
 //! Objects are trees ([`serde_json::Value`]); nothing here does IO.
 
+pub mod field;
 pub mod meta;

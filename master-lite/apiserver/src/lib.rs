@@ -1,1 +1,9 @@
-//! keelson-apiserver
+//! The Kubernetes API over HTTP: request parsing, the stages of a write, watch cache, discovery, and the seams
+//! for authentication, authorization and admission.
+//!
+//! Never here: what a controller does, how bytes reach the disk (`keelson-store`), what a schema is
+//! (`keelson-api`).
+
+pub mod extension;
+pub mod request_info;
+pub mod status;
