@@ -1,1 +1,17 @@
-//! keelson-tests
+//! The test cluster and what whole-system tests are made of.
+//!
+//! - [`testbed`]: test hosts out of namespaces on a private bridge, with the daemons in them.
+//! - [`images`]: container images assembled from Debian packages and from our own binaries.
+//! - [`debian`]: packages of any Debian suite, fetched with the machine's own apt settings.
+//! - [`kubectl`]: the real kubectl.
+//! - [`progress`]: steps on the screen, each with the time it took.
+//!
+//! `xtask` drives the same code from the command line.
+
+pub mod cmd;
+pub mod debian;
+pub mod images;
+pub mod kubectl;
+pub mod paths;
+pub mod progress;
+pub mod testbed;

@@ -1,2 +1,43 @@
-//! xtask
-fn main() {}
+//! Every developer command. `cargo xtask --help` lists them.
+
+mod build;
+mod cluster;
+mod test;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+/// Developer commands of Keelson.
+#[derive(Parser)]
+#[command(name = "cargo xtask", version, about)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Make a cluster on this machine and answer a request through a Service of it.
+    Up(cluster::UpArgs),
+    /// End the cluster and remove every trace of it.
+    Down(cluster::DownArgs),
+    /// Run the real kubectl against the cluster, for example `cargo xtask kubectl -- get pods`.
+    Kubectl(cluster::KubectlArgs),
+    /// Run a command inside a test host, for example `cargo xtask host node-1 -- ip route`.
+    Host(cluster::HostArgs),
+    /// Format, lint, build, and run the tests.
+    Test(test::TestArgs),
+    /// Assemble the container images that tests and the sample use.
+    Images,
+}
+
+fn main() -> Result<()> {
+    match Cli::parse().command {
+        Command::Up(args) => cluster::up(&args),
+        Command::Down(args) => cluster::down(&args),
+        Command::Kubectl(args) => cluster::kubectl(&args),
+        Command::Host(args) => cluster::host(&args),
+        Command::Test(args) => test::run(&args),
+        Command::Images => build::images(),
+    }
+}

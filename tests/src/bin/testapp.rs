@@ -1,0 +1,232 @@
+//! The application that tests run in pods: a small HTTP server, and a client that counts what fails.
+//!
+//! - `testapp serve [--port 8080]`: answers every request with `<version> <hostname>`; on SIGTERM it goes on
+//!   answering for two seconds (as a server does that waits for load balancers), then ends with 0.
+//! - `testapp client URL_HOST:PORT [--seconds N]`: one new connection a request; prints `ok=… failed=…` each second
+//!   and at the end, and ends with 1 when one failed.
+//! - `testapp hold HOST:PORT --seconds N`: one connection that sends a request every 100 ms; fails if it is cut.
+//! - `testapp count --per-second N --seconds S`: prints numbered lines.
+//! - `testapp udp-serve`/`udp-client HOST:PORT`: the same over UDP.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream, ToSocketAddrs, UdpSocket};
+use std::process::ExitCode;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+static STOPPING: AtomicBool = AtomicBool::new(false);
+
+extern "C" fn on_term(_: libc::c_int) {
+    STOPPING.store(true, Ordering::SeqCst);
+}
+
+fn main() -> ExitCode {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let handler: extern "C" fn(libc::c_int) = on_term;
+    // SAFETY: the handler only stores to an atomic, which is async-signal-safe.
+    unsafe { libc::signal(libc::SIGTERM, handler as libc::sighandler_t) };
+    let words: Vec<&str> = args.iter().map(String::as_str).collect();
+    let option = |name: &str, default: u64| {
+        words
+            .iter()
+            .position(|word| *word == name)
+            .and_then(|at| words.get(at + 1)?.parse().ok())
+            .unwrap_or(default)
+    };
+    let seconds = Duration::from_secs(option("--seconds", 10));
+    let result = match words.first() {
+        Some(&"serve") => serve(option("--port", 8080) as u16),
+        Some(&"client") if words.len() > 1 => client(words[1], seconds),
+        Some(&"hold") if words.len() > 1 => hold(words[1], seconds),
+        Some(&"count") => count(option("--per-second", 1000), seconds),
+        Some(&"udp-serve") => udp_serve(option("--port", 8081) as u16),
+        Some(&"udp-client") if words.len() > 1 => udp_client(words[1]),
+        _ => Err("usage: testapp serve|client|hold|count|udp-serve|udp-client …".into()),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("testapp: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+type Res = Result<(), Box<dyn std::error::Error>>;
+
+fn identity() -> String {
+    let version = std::fs::read_to_string("/version").unwrap_or_default();
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    format!("{} {}", version.trim(), host.trim())
+}
+
+fn serve(port: u16) -> Res {
+    let listener = TcpListener::bind(("0.0.0.0", port))?;
+    listener.set_nonblocking(true)?;
+    println!("serving {} on {port}", identity());
+    let mut stop_at = None;
+    loop {
+        match listener.accept() {
+            Ok((stream, _)) => {
+                stream.set_nonblocking(false)?;
+                std::thread::spawn(move || {
+                    let _ = answer(stream);
+                });
+            }
+            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
+                std::thread::sleep(Duration::from_millis(2))
+            }
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error.into()),
+        }
+        if STOPPING.load(Ordering::SeqCst) {
+            let at = *stop_at.get_or_insert_with(|| Instant::now() + Duration::from_secs(2));
+            if Instant::now() >= at {
+                println!("stopped");
+                return Ok(());
+            }
+        }
+    }
+}
+
+fn answer(stream: TcpStream) -> Res {
+    stream.set_read_timeout(Some(Duration::from_secs(60)))?;
+    stream.set_nodelay(true)?;
+    let mut reader = BufReader::new(stream.try_clone()?);
+    let mut stream = stream;
+    loop {
+        let mut line = String::new();
+        let mut first = true;
+        loop {
+            line.clear();
+            if reader.read_line(&mut line)? == 0 {
+                return Ok(());
+            }
+            if line.trim().is_empty() && !first {
+                break;
+            }
+            first = false;
+        }
+        let body = identity() + "\n";
+        write!(
+            stream,
+            "HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: {}\r\n\r\n{body}",
+            body.len()
+        )?;
+    }
+}
+
+fn resolve(target: &str) -> Result<SocketAddr, Box<dyn std::error::Error>> {
+    Ok(target.to_socket_addrs()?.next().ok_or("the name has no address")?)
+}
+
+fn request(stream: &mut TcpStream, close: bool) -> Result<String, Box<dyn std::error::Error>> {
+    let connection = if close { "close" } else { "keep-alive" };
+    write!(stream, "GET / HTTP/1.1\r\nHost: test\r\nConnection: {connection}\r\n\r\n")?;
+    let mut answer = Vec::new();
+    let mut buffer = [0; 1024];
+    loop {
+        let read = stream.read(&mut buffer)?;
+        if read == 0 {
+            return Err("connection closed early".into());
+        }
+        answer.extend_from_slice(&buffer[..read]);
+        let text = String::from_utf8_lossy(&answer);
+        if let Some((_, body)) = text.split_once("\r\n\r\n")
+            && body.ends_with('\n')
+        {
+            return Ok(body.trim().to_owned());
+        }
+    }
+}
+
+fn client(target: &str, seconds: Duration) -> Res {
+    let start = Instant::now();
+    let (mut ok, mut failed) = (0u64, 0u64);
+    let mut report = Instant::now();
+    while start.elapsed() < seconds && !STOPPING.load(Ordering::SeqCst) {
+        let once = || -> Res {
+            let mut stream = TcpStream::connect_timeout(&resolve(target)?, Duration::from_secs(3))?;
+            stream.set_read_timeout(Some(Duration::from_secs(3)))?;
+            request(&mut stream, true)?;
+            Ok(())
+        };
+        match once() {
+            Ok(()) => ok += 1,
+            Err(error) => {
+                failed += 1;
+                println!("error {error}");
+            }
+        }
+        if report.elapsed() > Duration::from_secs(1) {
+            println!("ok={ok} failed={failed}");
+            report = Instant::now();
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    println!("done ok={ok} failed={failed}");
+    if failed > 0 || ok == 0 { Err("requests failed".into()) } else { Ok(()) }
+}
+
+fn hold(target: &str, seconds: Duration) -> Res {
+    let mut stream = TcpStream::connect_timeout(&resolve(target)?, Duration::from_secs(5))?;
+    stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+    let start = Instant::now();
+    let mut answers = 0u64;
+    while start.elapsed() < seconds && !STOPPING.load(Ordering::SeqCst) {
+        request(&mut stream, false)?;
+        answers += 1;
+        if answers % 10 == 1 {
+            println!("held answers={answers}");
+        }
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    println!("done answers={answers}");
+    Ok(())
+}
+
+fn count(per_second: u64, seconds: Duration) -> Res {
+    let start = Instant::now();
+    let out = std::io::stdout();
+    let mut next = 0u64;
+    while start.elapsed() < seconds && !STOPPING.load(Ordering::SeqCst) {
+        let due = (start.elapsed().as_secs_f64() * per_second as f64) as u64;
+        let mut out = out.lock();
+        while next < due {
+            writeln!(out, "line {next}")?;
+            next += 1;
+        }
+        drop(out);
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    println!("end {next}");
+    Ok(())
+}
+
+fn udp_serve(port: u16) -> Res {
+    let socket = UdpSocket::bind(("0.0.0.0", port))?;
+    socket.set_read_timeout(Some(Duration::from_millis(200)))?;
+    println!("serving UDP on {port}");
+    let mut buffer = [0; 1500];
+    while !STOPPING.load(Ordering::SeqCst) {
+        if let Ok((_, peer)) = socket.recv_from(&mut buffer) {
+            socket.send_to(identity().as_bytes(), peer)?;
+        }
+    }
+    Ok(())
+}
+
+fn udp_client(target: &str) -> Res {
+    let socket = UdpSocket::bind("0.0.0.0:0")?;
+    socket.set_read_timeout(Some(Duration::from_secs(3)))?;
+    let peer = resolve(target)?;
+    // Unconnected on purpose: the answer's source must be the address that was asked.
+    socket.send_to(b"hello", peer)?;
+    let mut buffer = [0; 1500];
+    let (read, from) = socket.recv_from(&mut buffer)?;
+    if from != peer {
+        return Err(format!("asked {peer}, answered by {from}").into());
+    }
+    println!("{}", String::from_utf8_lossy(&buffer[..read]));
+    Ok(())
+}

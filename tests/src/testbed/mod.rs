@@ -1,0 +1,12 @@
+//! Test hosts: each a set of network, mount, PID, IPC, UTS and cgroup namespaces under its own cgroup subtree, joined by
+//! a bridge in a network namespace of its own with no way out. A host sees a machine of its own: `/usr` is this
+//! machine's, `/etc`, `/var`, `/opt` and `/run` are its own, cgroup2 is at `/sys/fs/cgroup`.
+//!
+//! [`host`] makes and enters one host, [`network`] joins them, [`cluster`] puts the daemons in and takes all away
+//! again, [`snapshot`] tells whether anything was left behind.
+
+pub mod cluster;
+pub mod host;
+pub mod network;
+pub mod sample;
+pub mod snapshot;

@@ -1,0 +1,110 @@
+//! Building what runs in a test cluster, and installing what building needs.
+
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+use keelson_tests::progress::Steps;
+use keelson_tests::{cmd, images, paths};
+
+/// Programs that tests and `up` call, and the Debian package of each.
+const TOOLS: &[(&str, &str)] =
+    &[("ip", "iproute2"), ("dpkg-deb", "dpkg"), ("xz", "xz-utils"), ("busybox", "busybox-static")];
+
+/// Installs missing tools with apt-get; says so clearly where that can't be done.
+pub fn ensure_tools(tools: &[(&str, &str)]) -> Result<()> {
+    let missing: Vec<&str> =
+        tools.iter().filter(|(program, _)| !cmd::have(program)).map(|(_, package)| *package).collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    if !cmd::have("apt-get") {
+        bail!(
+            "these Debian packages (or their like) are needed and there is no apt-get to install them: {missing:?}"
+        );
+    }
+    cmd::run(Command::new("apt-get").args(["update", "-q"]))?;
+    let mut install = Command::new("apt-get");
+    install.args(["install", "-y", "-q", "--no-install-recommends"]).args(&missing);
+    cmd::run(install.env("DEBIAN_FRONTEND", "noninteractive")).context("install tools")?;
+    Ok(())
+}
+
+fn cargo() -> Command {
+    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    command.current_dir(paths::root());
+    // What cargo set for xtask itself would make it rebuild.
+    for name in ["CARGO_MANIFEST_DIR", "CARGO_PKG_NAME", "RUSTUP_TOOLCHAIN_SOURCE"] {
+        command.env_remove(name);
+    }
+    command
+}
+
+/// A cargo command whose output goes to the screen.
+pub fn cargo_visible(args: &[&str]) -> Result<()> {
+    let status = cargo().args(args).status().context("start cargo")?;
+    if !status.success() {
+        bail!("cargo {} ended with {status}", args.join(" "));
+    }
+    Ok(())
+}
+
+/// Builds the daemons, podinit (static, see `[profile.podinit]`) and the test programs.
+pub fn programs() -> Result<()> {
+    cargo_visible(&[
+        "build",
+        "--quiet",
+        "--bins",
+        "-p",
+        "keelson-agent",
+        "-p",
+        "keelson-master",
+        "-p",
+        "keelson-cni",
+        "-p",
+        "keelson-tests",
+    ])?;
+    static_programs()
+}
+
+/// Builds what runs inside pods: fully static programs for the host's own target.
+pub fn static_programs() -> Result<()> {
+    let status = cargo()
+        .args(["build", "--quiet", "--profile", "podinit", "--target", "x86_64-unknown-linux-gnu"])
+        .args([
+            "-p",
+            "keelson-podinit",
+            "-p",
+            "keelson-tests",
+            "--bin",
+            "keelson-podinit",
+            "--bin",
+            "keelson-testapp",
+        ])
+        .env(
+            "CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUSTFLAGS",
+            "-C target-feature=+crt-static -C relocation-model=static",
+        )
+        .status()
+        .context("start cargo")?;
+    if !status.success() {
+        bail!("the static programs did not build: {status}");
+    }
+    Ok(())
+}
+
+/// Installs the tools that `up` and the tests call.
+pub fn tools() -> Result<()> {
+    ensure_tools(TOOLS)
+}
+
+/// `cargo xtask images`.
+pub fn images() -> Result<()> {
+    let mut steps = Steps::new();
+    steps.step("tools", tools)?;
+    steps.step("static programs", static_programs)?;
+    for name in images::ALL {
+        let path = steps.step(&format!("image {name}"), || images::ensure(name))?;
+        println!("{} {}", images::reference(name), path.display());
+    }
+    Ok(())
+}
