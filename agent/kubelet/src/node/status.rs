@@ -1,0 +1,195 @@
+//! `status` of the Node: what it should be, whether that is news, and the patch that says it.
+
+use k8s_openapi::api::core::v1::{
+    ContainerImage, DaemonEndpoint, NodeAddress, NodeDaemonEndpoints, NodeStatus, NodeSystemInfo,
+};
+use keelson_cri::Image;
+use serde_json::{Map, Value, json};
+
+use super::machine::architecture;
+use super::{
+    CONTAINER_RUNTIME_VERSION, Capacity, KUBELET_VERSION, MachineInfo, NodeConfig, Observation, conditions,
+};
+
+/// Most images in the status: kubelet's nodeStatusMaxImages.
+const MAX_IMAGES: usize = 50;
+/// Most names of one image: kubelet's MaxNamesPerImageInNodeStatus.
+const MAX_NAMES: usize = 5;
+
+/// What doesn't change while the agent runs.
+pub(super) struct Facts<'a> {
+    pub config: &'a NodeConfig,
+    pub machine: &'a MachineInfo,
+    pub capacity: &'a Capacity,
+}
+
+/// The status as it should be.
+pub(super) fn compute(
+    facts: &Facts<'_>,
+    observation: &Observation,
+    before: Option<&NodeStatus>,
+) -> NodeStatus {
+    NodeStatus {
+        addresses: Some(addresses(facts.config)),
+        capacity: Some(facts.capacity.capacity()),
+        allocatable: Some(facts.capacity.allocatable()),
+        conditions: Some(conditions::compute(observation, before)),
+        daemon_endpoints: Some(NodeDaemonEndpoints {
+            kubelet_endpoint: Some(DaemonEndpoint { port: i32::from(facts.config.kubelet_port) }),
+        }),
+        images: Some(images(&observation.images)),
+        node_info: Some(node_info(facts.machine)),
+        ..NodeStatus::default()
+    }
+}
+
+fn addresses(config: &NodeConfig) -> Vec<NodeAddress> {
+    let ips = config.addresses.iter().map(|ip| ("InternalIP", ip.to_string()));
+    ips.chain([("Hostname", config.hostname.clone())])
+        .map(|(kind, address)| NodeAddress { address, type_: kind.to_owned() })
+        .collect()
+}
+
+fn node_info(machine: &MachineInfo) -> NodeSystemInfo {
+    NodeSystemInfo {
+        architecture: architecture().to_owned(),
+        boot_id: machine.boot_id.clone(),
+        container_runtime_version: CONTAINER_RUNTIME_VERSION.to_owned(),
+        kernel_version: machine.kernel_version.clone(),
+        // Deprecated, and empty since v1.33.
+        kube_proxy_version: String::new(),
+        kubelet_version: KUBELET_VERSION.to_owned(),
+        machine_id: machine.machine_id.clone(),
+        operating_system: "linux".to_owned(),
+        os_image: machine.os_image.clone(),
+        system_uuid: machine.system_uuid.clone(),
+        swap: None,
+    }
+}
+
+/// The largest images, digests before tags.
+fn images(images: &[Image]) -> Vec<ContainerImage> {
+    let mut images: Vec<&Image> = images.iter().collect();
+    images.sort_by(|a, b| b.size.cmp(&a.size).then_with(|| a.id.cmp(&b.id)));
+    images
+        .into_iter()
+        .take(MAX_IMAGES)
+        .map(|image| ContainerImage {
+            names: Some(image.repo_digests.iter().chain(&image.repo_tags).take(MAX_NAMES).cloned().collect()),
+            size_bytes: Some(i64::try_from(image.size).unwrap_or(i64::MAX)),
+        })
+        .collect()
+}
+
+/// Whether `wanted` says something new. Heartbeat times alone are no news.
+pub(super) fn changed(before: Option<&NodeStatus>, wanted: &NodeStatus) -> bool {
+    let Some(before) = before else { return true };
+    let conditions_changed = wanted.conditions.iter().flatten().any(|condition| {
+        let known = before.conditions.iter().flatten().find(|known| known.type_ == condition.type_);
+        known.is_none_or(|known| {
+            known.status != condition.status
+                || known.reason != condition.reason
+                || known.message != condition.message
+        })
+    });
+    conditions_changed
+        || !same_list(&before.addresses, &wanted.addresses)
+        || before.capacity != wanted.capacity
+        || before.allocatable != wanted.allocatable
+        || before.daemon_endpoints != wanted.daemon_endpoints
+        || !same_list(&before.images, &wanted.images)
+        || before.node_info != wanted.node_info
+}
+
+/// An empty list and no list are the same on the wire.
+fn same_list<T: PartialEq>(a: &Option<Vec<T>>, b: &Option<Vec<T>>) -> bool {
+    a.as_deref().unwrap_or_default() == b.as_deref().unwrap_or_default()
+}
+
+/// A strategic merge patch of `status`. Conditions merge by type, so those of others stay; addresses would merge by
+/// type too, which loses one of two InternalIPs, so they are replaced when they change (upstream does the same).
+pub(super) fn patch(before: Option<&NodeStatus>, wanted: &NodeStatus) -> Value {
+    let mut status = Map::new();
+    let mut put = |field: &str, value: Value| status.insert(field.to_owned(), value);
+    put("conditions", json!(wanted.conditions));
+    if before.is_none_or(|before| before.capacity != wanted.capacity) {
+        put("capacity", json!(wanted.capacity));
+    }
+    if before.is_none_or(|before| before.allocatable != wanted.allocatable) {
+        put("allocatable", json!(wanted.allocatable));
+    }
+    if before.is_none_or(|before| before.daemon_endpoints != wanted.daemon_endpoints) {
+        put("daemonEndpoints", json!(wanted.daemon_endpoints));
+    }
+    if before.is_none_or(|before| !same_list(&before.images, &wanted.images)) {
+        put("images", json!(wanted.images));
+    }
+    if before.is_none_or(|before| before.node_info != wanted.node_info) {
+        put("nodeInfo", json!(wanted.node_info));
+    }
+    if before.is_none_or(|before| !same_list(&before.addresses, &wanted.addresses)) {
+        let mut addresses: Vec<Value> =
+            wanted.addresses.iter().flatten().map(|address| json!(address)).collect();
+        addresses.push(json!({ "$patch": "replace" }));
+        put("addresses", Value::Array(addresses));
+    }
+    json!({ "status": status })
+}
+
+#[cfg(test)]
+mod tests {
+    use k8s_openapi::jiff::Timestamp;
+    use keelson_cri::RuntimeStatus;
+
+    use super::*;
+    use crate::node::{Pressures, Thresholds};
+
+    fn wanted(ips: &[&str], now: i64, before: Option<&NodeStatus>) -> NodeStatus {
+        let config = NodeConfig::new("n1", ips.iter().map(|ip| ip.parse().unwrap()).collect());
+        let machine = MachineInfo { cpus: 2, memory: 1 << 30, ..MachineInfo::default() };
+        let capacity = Capacity::new(&machine, 1 << 40, 110, &Thresholds::default());
+        let runtime = RuntimeStatus { runtime: Ok(()), network: Ok(()), missing_controllers: Vec::new() };
+        let observation = Observation {
+            runtime,
+            pressures: Pressures::default(),
+            images: Vec::new(),
+            now: Timestamp::from_second(now).unwrap(),
+        };
+        compute(&Facts { config: &config, machine: &machine, capacity: &capacity }, &observation, before)
+    }
+
+    #[test]
+    fn heartbeats_are_no_news() {
+        let first = wanted(&["10.0.0.1"], 0, None);
+        assert!(!changed(Some(&first), &wanted(&["10.0.0.1"], 10, Some(&first))));
+        assert!(changed(Some(&first), &wanted(&["10.0.0.2"], 10, Some(&first))));
+        assert!(changed(None, &first));
+    }
+
+    #[test]
+    fn patch_holds_what_changed_and_all_conditions() {
+        let first = wanted(&["10.0.0.1"], 0, None);
+        let same = patch(Some(&first), &wanted(&["10.0.0.1"], 10, Some(&first)));
+        assert_eq!(same["status"].as_object().unwrap().keys().collect::<Vec<_>>(), ["conditions"]);
+        let moved = patch(Some(&first), &wanted(&["10.0.0.1", "fd00::1"], 10, Some(&first)));
+        let addresses = moved["status"]["addresses"].as_array().unwrap();
+        assert_eq!(addresses.len(), 4);
+        assert_eq!(addresses[3]["$patch"], "replace");
+    }
+
+    #[test]
+    fn largest_images_first() {
+        let image = |id: &str, size| Image {
+            id: id.to_owned(),
+            repo_tags: vec![format!("{id}:latest")],
+            repo_digests: vec![format!("{id}@sha256:0")],
+            size,
+            uid: None,
+            username: String::new(),
+        };
+        let list = images(&[image("small", 1), image("large", 9)]);
+        assert_eq!(list[0].names.as_ref().unwrap(), &["large@sha256:0", "large:latest"]);
+        let many: Vec<Image> = (0..60).map(|n| image(&n.to_string(), n)).collect();
+        assert_eq!(images(&many).len(), MAX_IMAGES);
+    }
+}
