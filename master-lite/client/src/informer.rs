@@ -353,10 +353,7 @@ mod tests {
         informer.apply(object("a", "1", "1", None));
         informer.apply(object("b", "2", "2", None));
         seen.lock().clear();
-        let listing = [object("b", "2", "5", None)]
-            .into_iter()
-            .map(|o| (Key::of(&o), Arc::new(o)))
-            .collect();
+        let listing = [object("b", "2", "5", None)].into_iter().map(|o| (Key::of(&o), Arc::new(o))).collect();
         informer.replace(listing);
         assert_eq!(*seen.lock(), ["-a", "~b"]);
     }

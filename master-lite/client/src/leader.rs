@@ -82,7 +82,9 @@ where
         match attempt(&api, &config, &mut observed).await {
             Ok(true) => break,
             Ok(false) => {}
-            Err(error) => tracing::debug!(lease = config.name, error = %meta::message(&error), "cannot acquire"),
+            Err(error) => {
+                tracing::debug!(lease = config.name, error = %meta::message(&error), "cannot acquire")
+            }
         }
         let jitter = rand::rng().random_range(1.0..1.2);
         tokio::select! {

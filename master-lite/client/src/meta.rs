@@ -146,11 +146,8 @@ mod tests {
 
     #[test]
     fn only_the_controller_reference_counts() {
-        let owner = |uid: &str, controller| OwnerReference {
-            uid: uid.into(),
-            controller,
-            ..Default::default()
-        };
+        let owner =
+            |uid: &str, controller| OwnerReference { uid: uid.into(), controller, ..Default::default() };
         let meta = ObjectMeta {
             owner_references: Some(vec![owner("a", None), owner("b", Some(true))]),
             ..Default::default()

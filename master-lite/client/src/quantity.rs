@@ -234,7 +234,10 @@ mod tests {
     #[test]
     fn rounding_and_caps() {
         assert_eq!("0.0000000001".parse::<Quantity>().unwrap().value(), 1);
-        assert_eq!("99999999999999999999999999999999999999999Ei".parse::<Quantity>().unwrap().value(), i64::MAX);
+        assert_eq!(
+            "99999999999999999999999999999999999999999Ei".parse::<Quantity>().unwrap().value(),
+            i64::MAX
+        );
         assert_eq!("1Gi".parse::<Quantity>().unwrap().value(), 1 << 30);
         assert_eq!("1500m".parse::<Quantity>().unwrap().value(), 2);
     }

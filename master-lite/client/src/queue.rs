@@ -236,8 +236,9 @@ pub async fn run_workers<K, E, F, Fut>(
     shutdown.cancelled().await;
     queue.close();
     // Work in progress is single API calls; it may end by itself, but not for ever.
-    let _ = tokio::time::timeout(Duration::from_secs(5), async { while tasks.join_next().await.is_some() {} })
-        .await;
+    let _ =
+        tokio::time::timeout(Duration::from_secs(5), async { while tasks.join_next().await.is_some() {} })
+            .await;
 }
 
 #[cfg(test)]

@@ -98,9 +98,9 @@ pub fn node_term_matches(term: &NodeSelectorTerm, node: &Node) -> bool {
         .iter()
         .all(|r| node_requirement_matches(r, labels.and_then(|l| l.get(&r.key)).map(String::as_str)));
     // metadata.name is the one field that the API allows here.
-    let by_field = fields.iter().all(|r| {
-        r.key == "metadata.name" && node_requirement_matches(r, node.metadata.name.as_deref())
-    });
+    let by_field = fields
+        .iter()
+        .all(|r| r.key == "metadata.name" && node_requirement_matches(r, node.metadata.name.as_deref()));
     by_label && by_field
 }
 

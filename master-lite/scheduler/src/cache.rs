@@ -1,0 +1,202 @@
+//! Nodes with their pods, always ready for a snapshot.
+//!
+//! A pod counts as placed from the decision on ([`Cache::assume`]), not from when the API says so: otherwise the
+//! next pod would be given the same room. Nodes are shared by reference count, so that a snapshot costs one
+//! pointer a node, and only nodes that change while a snapshot lives are copied.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+use k8s_openapi::api::core::v1::{Namespace, Node, Pod};
+use keelson_client::selector::Labels;
+use keelson_client::{meta, pods};
+
+use crate::node_info::{NodeInfo, PodInfo, Snapshot};
+
+/// What the scheduler knows of the cluster.
+#[derive(Default)]
+pub struct Cache {
+    nodes: BTreeMap<String, Arc<NodeInfo>>,
+    /// Where each counted pod is, by uid.
+    placed: HashMap<String, String>,
+    /// Pods on nodes that are not known (yet).
+    homeless: HashMap<String, BTreeMap<String, Arc<PodInfo>>>,
+    namespaces: Arc<BTreeMap<String, Labels>>,
+    image_spread: Arc<HashMap<String, usize>>,
+    turn: usize,
+}
+
+impl Cache {
+    /// The cluster as it is now.
+    pub fn snapshot(&mut self) -> Snapshot {
+        self.turn = self.turn.wrapping_add(1);
+        Snapshot {
+            nodes: self.nodes.values().cloned().collect(),
+            namespaces: self.namespaces.clone(),
+            image_spread: self.image_spread.clone(),
+            turn: self.turn,
+        }
+    }
+
+    /// Takes a new or changed node.
+    pub fn set_node(&mut self, node: Arc<Node>) {
+        let name = meta::name(&node.metadata).to_owned();
+        match self.nodes.get_mut(&name) {
+            Some(info) => {
+                let images_changed = images(&info.node) != images(&node);
+                Arc::make_mut(info).set_node(node);
+                if images_changed {
+                    self.count_images();
+                }
+            }
+            None => {
+                let mut info = NodeInfo::new(node);
+                for pod in self.homeless.remove(&name).into_iter().flatten().map(|(_, pod)| pod) {
+                    info.add_pod(pod);
+                }
+                self.nodes.insert(name, Arc::new(info));
+                self.count_images();
+            }
+        }
+    }
+
+    /// Forgets a node. Its pods are kept apart until they are gone or the node is back.
+    pub fn remove_node(&mut self, name: &str) {
+        if let Some(info) = self.nodes.remove(name) {
+            let pods = info.pods.iter().map(|p| (p.uid().to_owned(), p.clone())).collect::<BTreeMap<_, _>>();
+            if !pods.is_empty() {
+                self.homeless.insert(name.to_owned(), pods);
+            }
+            self.count_images();
+        }
+    }
+
+    fn count_images(&mut self) {
+        let mut spread = HashMap::new();
+        for info in self.nodes.values() {
+            for image in images(&info.node) {
+                *spread.entry(image.to_owned()).or_insert(0) += 1;
+            }
+        }
+        self.image_spread = Arc::new(spread);
+    }
+
+    /// Takes a new or changed namespace.
+    pub fn set_namespace(&mut self, namespace: &Namespace) {
+        let labels = namespace.metadata.labels.clone().unwrap_or_default();
+        Arc::make_mut(&mut self.namespaces).insert(meta::name(&namespace.metadata).to_owned(), labels);
+    }
+
+    /// Forgets a namespace.
+    pub fn remove_namespace(&mut self, name: &str) {
+        Arc::make_mut(&mut self.namespaces).remove(name);
+    }
+
+    /// Takes the API's word on a pod: it is counted where it is bound, unless it has ended.
+    pub fn set_pod(&mut self, pod: &Arc<Pod>) {
+        match pods::node_name(pod) {
+            Some(node) if !pods::is_terminal(pod) => {
+                self.place(Arc::new(PodInfo::new(pod.clone())), node.to_owned());
+            }
+            Some(_) => self.remove_pod(meta::uid(&pod.metadata)),
+            // Not bound as far as the API knows, but perhaps we have just decided: the decision stays counted.
+            None => {}
+        }
+    }
+
+    /// Counts a pod as placed by decision. [`Cache::remove_pod`] takes that back when binding fails.
+    pub fn assume(&mut self, pod: Arc<PodInfo>, node: &str) {
+        self.place(pod, node.to_owned());
+    }
+
+    /// Whether the pod is counted on some node.
+    pub fn is_placed(&self, uid: &str) -> bool {
+        self.placed.contains_key(uid)
+    }
+
+    fn place(&mut self, pod: Arc<PodInfo>, node: String) {
+        self.remove_pod(pod.uid());
+        self.placed.insert(pod.uid().to_owned(), node.clone());
+        match self.nodes.get_mut(&node) {
+            Some(info) => Arc::make_mut(info).add_pod(pod),
+            None => {
+                self.homeless.entry(node).or_default().insert(pod.uid().to_owned(), pod);
+            }
+        }
+    }
+
+    /// Counts a pod no more.
+    pub fn remove_pod(&mut self, uid: &str) {
+        let Some(node) = self.placed.remove(uid) else { return };
+        if let Some(info) = self.nodes.get_mut(&node) {
+            Arc::make_mut(info).remove_pod(uid);
+        } else if let Some(pods) = self.homeless.get_mut(&node) {
+            pods.remove(uid);
+            if pods.is_empty() {
+                self.homeless.remove(&node);
+            }
+        }
+    }
+}
+
+fn images(node: &Node) -> Vec<&str> {
+    let images = node.status.as_ref().and_then(|s| s.images.as_ref());
+    images.into_iter().flatten().flat_map(|i| i.names.iter().flatten()).map(String::as_str).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn node(name: &str) -> Arc<Node> {
+        Arc::new(serde_json::from_value(json!({"metadata": {"name": name}})).unwrap())
+    }
+
+    fn pod(uid: &str, node: Option<&str>, phase: &str) -> Arc<Pod> {
+        Arc::new(
+            serde_json::from_value(json!({
+                "metadata": {"name": uid, "uid": uid},
+                "spec": {"nodeName": node, "containers": [
+                    {"name": "c", "resources": {"requests": {"cpu": "1"}}},
+                ]},
+                "status": {"phase": phase},
+            }))
+            .unwrap(),
+        )
+    }
+
+    fn check(cache: &mut Cache, cpu: i64) {
+        assert_eq!(cache.snapshot().nodes[0].requested("cpu").value(), cpu);
+    }
+
+    #[test]
+    fn a_pod_counts_once_from_decision_to_end() {
+        let mut cache = Cache::default();
+        cache.set_node(node("n"));
+        cache.assume(Arc::new(PodInfo::new(pod("p", None, "Pending"))), "n");
+        check(&mut cache, 1);
+        cache.set_pod(&pod("p", None, "Pending"));
+        check(&mut cache, 1);
+        cache.set_pod(&pod("p", Some("n"), "Running"));
+        check(&mut cache, 1);
+        cache.set_pod(&pod("p", Some("n"), "Succeeded"));
+        check(&mut cache, 0);
+    }
+
+    #[test]
+    fn pods_wait_for_their_node_and_snapshots_stay_as_they_were() {
+        let mut cache = Cache::default();
+        cache.set_pod(&pod("p", Some("n"), "Running"));
+        cache.set_node(node("n"));
+        let before = cache.snapshot();
+        cache.remove_pod("p");
+        check(&mut cache, 0);
+        assert_eq!(before.nodes[0].requested("cpu").value(), 1);
+        cache.set_pod(&pod("p", Some("n"), "Running"));
+        cache.remove_node("n");
+        cache.set_node(node("n"));
+        check(&mut cache, 1);
+    }
+}

@@ -1,0 +1,197 @@
+//! Topology spread constraints.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::api::core::v1::{Pod, TopologySpreadConstraint};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelectorRequirement;
+use keelson_client::{Selector, meta, pods, taints};
+
+use super::node::required_matches;
+use crate::framework::{ClusterEvent, Filter, MAX_SCORE, Prepared, Rejection, Score};
+use crate::node_info::{NodeInfo, PodInfo, Snapshot};
+
+/// Keeps the numbers of matching pods in different domains close together.
+pub struct PodTopologySpread;
+
+enum Alike {
+    Selected(Selector),
+    /// The default constraints count pods of the same controller.
+    SameController(String),
+}
+
+struct Constraint {
+    max_skew: i64,
+    key: String,
+    alike: Alike,
+    min_domains: Option<i64>,
+    honour_affinity: bool,
+    honour_taints: bool,
+}
+
+impl Constraint {
+    fn compile(pod: &Pod, constraint: &TopologySpreadConstraint) -> Self {
+        let mut selector = constraint.label_selector.clone();
+        if let Some(selector) = &mut selector {
+            for key in constraint.match_label_keys.iter().flatten() {
+                if let Some(value) = meta::label(&pod.metadata, key) {
+                    selector.match_expressions.get_or_insert_default().push(LabelSelectorRequirement {
+                        key: key.clone(),
+                        operator: "In".into(),
+                        values: Some(vec![value.to_owned()]),
+                    });
+                }
+            }
+        }
+        Constraint {
+            max_skew: constraint.max_skew.into(),
+            key: constraint.topology_key.clone(),
+            alike: Alike::Selected(
+                Selector::compile(selector.as_ref()).unwrap_or_else(|_| Selector::nothing()),
+            ),
+            min_domains: constraint.min_domains.map(i64::from),
+            honour_affinity: constraint.node_affinity_policy.as_deref() != Some("Ignore"),
+            honour_taints: constraint.node_taints_policy.as_deref() == Some("Honor"),
+        }
+    }
+
+    /// Upstream's system defaults: soft, three a host and five a zone.
+    fn defaults(pod: &Pod) -> Vec<Self> {
+        let Some(owner) = meta::controller_of(&pod.metadata) else { return Vec::new() };
+        [("kubernetes.io/hostname", 3), ("topology.kubernetes.io/zone", 5)]
+            .map(|(key, max_skew)| Constraint {
+                max_skew,
+                key: key.into(),
+                alike: Alike::SameController(owner.uid.clone()),
+                min_domains: None,
+                honour_affinity: true,
+                honour_taints: false,
+            })
+            .into()
+    }
+
+    fn is_alike(&self, pod: &Pod, other: &Pod) -> bool {
+        meta::namespace(&pod.metadata) == meta::namespace(&other.metadata)
+            && match &self.alike {
+                Alike::Selected(selector) => selector.matches(other.metadata.labels.as_ref()),
+                Alike::SameController(uid) => meta::is_controlled_by(&other.metadata, uid),
+            }
+    }
+
+    fn includes(&self, pod: &Pod, node: &NodeInfo) -> bool {
+        let tolerated = || {
+            let effects = [taints::NO_SCHEDULE, taints::NO_EXECUTE];
+            taints::first_untolerated(taints::of(&node.node), pods::tolerations(pod), &effects).is_none()
+        };
+        (!self.honour_affinity || required_matches(pod, &node.node)) && (!self.honour_taints || tolerated())
+    }
+
+    /// How many pods like this one each domain has.
+    fn count<'n>(&self, pod: &Pod, nodes: impl Iterator<Item = &'n NodeInfo>) -> BTreeMap<String, i64> {
+        let mut domains = BTreeMap::new();
+        for node in nodes.filter(|node| self.includes(pod, node)) {
+            if let Some(value) = node.label(&self.key) {
+                let alike = node
+                    .pods
+                    .iter()
+                    .filter(|p| !pods::is_terminating(&p.pod) && self.is_alike(pod, &p.pod))
+                    .count();
+                *domains.entry(value.to_owned()).or_insert(0) += i64::try_from(alike).unwrap_or(i64::MAX);
+            }
+        }
+        domains
+    }
+}
+
+fn constraints(pod: &Pod, when: &str) -> Vec<Constraint> {
+    let all = pod.spec.as_ref().and_then(|s| s.topology_spread_constraints.as_deref()).unwrap_or_default();
+    if all.is_empty() && when == "ScheduleAnyway" {
+        return Constraint::defaults(pod);
+    }
+    all.iter().filter(|c| c.when_unsatisfiable == when).map(|c| Constraint::compile(pod, c)).collect()
+}
+
+impl Filter for PodTopologySpread {
+    fn name(&self) -> &'static str {
+        "PodTopologySpread"
+    }
+
+    fn prepare<'a>(&self, pod: &'a PodInfo, snapshot: &'a Snapshot) -> Prepared<'a> {
+        let constraints = constraints(&pod.pod, "DoNotSchedule");
+        if constraints.is_empty() {
+            return Prepared::Skip;
+        }
+        // Only nodes that have every key are counted.
+        let counted = || {
+            let keys: Vec<&str> = constraints.iter().map(|c| c.key.as_str()).collect();
+            snapshot
+                .nodes
+                .iter()
+                .map(|n| &**n)
+                .filter(move |node| keys.iter().all(|key| node.label(key).is_some()))
+        };
+        let domains: Vec<BTreeMap<String, i64>> =
+            constraints.iter().map(|c| c.count(&pod.pod, counted())).collect();
+        Prepared::Check(Box::new(move |node| {
+            for (constraint, domains) in constraints.iter().zip(&domains) {
+                let Some(value) = node.label(&constraint.key) else {
+                    return Err(Rejection::unresolvable(
+                        "node(s) didn't match pod topology spread constraints (missing required label)",
+                    ));
+                };
+                let too_few = constraint
+                    .min_domains
+                    .is_some_and(|least| i64::try_from(domains.len()).unwrap_or(i64::MAX) < least);
+                let least = if too_few { 0 } else { domains.values().copied().min().unwrap_or(0) };
+                let own = i64::from(constraint.is_alike(&pod.pod, &pod.pod));
+                let present = domains.get(value).copied().unwrap_or(0);
+                if present + own - least > constraint.max_skew {
+                    return Err(Rejection::resolvable(
+                        "node(s) didn't match pod topology spread constraints",
+                    ));
+                }
+            }
+            Ok(())
+        }))
+    }
+
+    fn wakes(&self, pod: &Pod, event: &ClusterEvent) -> bool {
+        match event {
+            ClusterEvent::PodPlaced(other) | ClusterEvent::PodGone(other) => {
+                meta::namespace(&pod.metadata) == meta::namespace(&other.metadata)
+            }
+            ClusterEvent::Node { .. } => true,
+        }
+    }
+}
+
+impl Score for PodTopologySpread {
+    fn name(&self) -> &'static str {
+        "PodTopologySpread"
+    }
+
+    fn weight(&self) -> i64 {
+        2
+    }
+
+    fn score(&self, pod: &PodInfo, nodes: &[&NodeInfo], snapshot: &Snapshot) -> Option<Vec<i64>> {
+        let constraints = constraints(&pod.pod, "ScheduleAnyway");
+        if constraints.is_empty() {
+            return None;
+        }
+        let mut raw = vec![0.0f64; nodes.len()];
+        for constraint in &constraints {
+            let domains = constraint.count(&pod.pod, snapshot.nodes.iter().map(|n| &**n));
+            // A key with many domains weighs more, for its counts are smaller.
+            let weight = ((domains.len() + 2) as f64).ln();
+            for (total, node) in raw.iter_mut().zip(nodes) {
+                if let Some(count) = node.label(&constraint.key).and_then(|value| domains.get(value)) {
+                    *total += *count as f64 * weight + (constraint.max_skew - 1) as f64;
+                }
+            }
+        }
+        let scores: Vec<i64> = raw.iter().map(|score| score.round() as i64).collect();
+        let (least, most) = (scores.iter().min().copied()?, scores.iter().max().copied()?);
+        let turn = |score: i64| if most == 0 { MAX_SCORE } else { MAX_SCORE * (most + least - score) / most };
+        Some(scores.into_iter().map(turn).collect())
+    }
+}
