@@ -121,6 +121,8 @@ pub struct AuthorizerAttributes {
     pub resource_request: bool,
     /// Path of the request.
     pub path: String,
+    /// `fieldSelector` as sent: nodes may list only pods of their own.
+    pub field_selector: String,
 }
 
 impl AuthorizerAttributes {
@@ -137,6 +139,7 @@ impl AuthorizerAttributes {
             name: info.name.clone(),
             resource_request: info.is_resource_request,
             path: info.path.clone(),
+            field_selector: info.field_selector.clone(),
         }
     }
 }

@@ -4,6 +4,10 @@
 //! Never here: what a controller does, how bytes reach the disk (`keelson-store`), what a schema is
 //! (`keelson-api`).
 
+pub mod auth;
+pub mod authn;
+pub mod authz;
 pub mod extension;
+pub mod pki;
 pub mod request_info;
 pub mod status;
