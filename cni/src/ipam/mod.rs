@@ -1,0 +1,6 @@
+//! Address management: which address to give is pure ([`range`]), remembering it is a folder ([`store`]).
+
+pub mod range;
+pub mod store;
+
+pub use store::Ipam;

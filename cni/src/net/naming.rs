@@ -1,0 +1,72 @@
+//! Names and hardware addresses derived from an attachment's identity, so that DEL and GC find what ADD made
+//! without any memory of it.
+
+use sha2::{Digest, Sha256};
+
+use crate::types::invocation::Owner;
+
+/// A hardware address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Mac(pub [u8; 6]);
+
+impl std::fmt::Display for Mac {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let [a, b, c, d, e, g] = self.0;
+        write!(f, "{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{g:02x}")
+    }
+}
+
+/// Name of the host's end of the veth pair: `kl` and twelve hex digits, 14 of the 15 bytes the kernel allows.
+pub fn host_link(owner: &Owner) -> String {
+    let digest = digest(&["link", &owner.container_id, &owner.ifname]);
+    let hex: String = digest.iter().take(6).map(|byte| format!("{byte:02x}")).collect();
+    format!("kl{hex}")
+}
+
+/// Hardware address of the container's interface.
+pub fn container_mac(owner: &Owner) -> Mac {
+    mac(&["container", &owner.container_id, &owner.ifname])
+}
+
+/// Hardware address of the host's end of the veth pair.
+pub fn host_mac(owner: &Owner) -> Mac {
+    mac(&["host", &owner.container_id, &owner.ifname])
+}
+
+/// Hardware address of a bridge. It is set explicitly, because a bridge that isn't told takes the lowest
+/// address of its ports and changes it as pods come and go, and because udev's MACAddressPolicy leaves an
+/// explicit address alone.
+pub fn bridge_mac(bridge: &str, gateways: &str) -> Mac {
+    mac(&["bridge", bridge, gateways])
+}
+
+/// A unicast, locally administered address.
+fn mac(parts: &[&str]) -> Mac {
+    let d = digest(parts);
+    Mac([d[0] & 0xfc | 0x02, d[1], d[2], d[3], d[4], d[5]])
+}
+
+fn digest(parts: &[&str]) -> [u8; 32] {
+    let mut hasher = Sha256::new();
+    for part in parts {
+        hasher.update(part.as_bytes());
+        hasher.update([0]);
+    }
+    hasher.finalize().into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_stable_short_and_distinct() {
+        let one = Owner::new("aaaa", "eth0").unwrap();
+        let two = Owner::new("aaaa", "eth1").unwrap();
+        assert_eq!(host_link(&one), host_link(&one));
+        assert_ne!(host_link(&one), host_link(&two));
+        assert!(host_link(&one).len() <= 15 && host_link(&one).starts_with("kl"));
+        assert_eq!(container_mac(&one).0[0] & 3, 2);
+        assert_ne!(container_mac(&one), host_mac(&one));
+    }
+}
