@@ -1,1 +1,22 @@
-//! keelson-images
+//! Images on a node: pulled from registries, imported from OCI and docker archives, unpacked into overlayfs lower
+//! folders.
+//!
+//! - [`ImageStore`] is the whole: it implements `keelson_cri::ImageService` for the kubelet and
+//!   `keelson_cri::ImageRootfs` for the runtime.
+//! - `registry` fetches, `archive` imports, `unpack` writes layers, `index` remembers.
+//!
+//! Layers are unpacked while they stream in and their digests are checked before they are used: a compressed layer is
+//! never kept. Everything in an image is hostile; nothing in it is run here.
+
+mod archive;
+mod digest;
+mod error;
+mod index;
+mod registry;
+mod store;
+mod unpack;
+
+pub use error::ImageError;
+pub use registry::RegistryConfig;
+pub use store::{ImageStore, ImageStoreConfig};
+pub use unpack::{Limits, unpack_layer};

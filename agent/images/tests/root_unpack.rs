@@ -1,0 +1,190 @@
+//! Layers, as root: owners, whiteouts, and hostile entries. Root is needed for chown, mknod and trusted xattrs.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::io::Write;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::path::Path;
+
+use keelson_cri::{ImageRootfs, ImageService};
+use keelson_images::{ImageStore, ImageStoreConfig, Limits, RegistryConfig, unpack_layer};
+
+fn header(kind: tar::EntryType, size: usize) -> tar::Header {
+    let mut header = tar::Header::new_gnu();
+    header.set_entry_type(kind);
+    header.set_size(size as u64);
+    header.set_mode(0o644);
+    header.set_uid(7);
+    header.set_gid(8);
+    header.set_mtime(1000);
+    header
+}
+
+/// Sets a path that the tar crate itself would refuse to write.
+fn raw_path(header: &mut tar::Header, path: &str) {
+    let name = &mut header.as_gnu_mut().unwrap().name;
+    name.fill(0);
+    name[..path.len()].copy_from_slice(path.as_bytes());
+}
+
+enum Node<'a> {
+    File(&'a str, &'a str),
+    Dir(&'a str),
+    Symlink(&'a str, &'a str),
+    Hardlink(&'a str, &'a str),
+    Device(&'a str),
+}
+
+fn layer(nodes: &[Node<'_>]) -> Vec<u8> {
+    let mut tar = tar::Builder::new(Vec::new());
+    for node in nodes {
+        let (mut header, path, content) = match node {
+            Node::File(path, content) => (header(tar::EntryType::Regular, content.len()), path, *content),
+            Node::Dir(path) => (header(tar::EntryType::Directory, 0), path, ""),
+            Node::Symlink(path, to) | Node::Hardlink(path, to) => {
+                let kind = if matches!(node, Node::Symlink(..)) {
+                    tar::EntryType::Symlink
+                } else {
+                    tar::EntryType::Link
+                };
+                let mut header = header(kind, 0);
+                header.as_gnu_mut().unwrap().linkname[..to.len()].copy_from_slice(to.as_bytes());
+                (header, path, "")
+            }
+            Node::Device(path) => {
+                let mut header = header(tar::EntryType::Block, 0);
+                header.set_device_major(8).unwrap();
+                header.set_device_minor(0).unwrap();
+                (header, path, "")
+            }
+        };
+        raw_path(&mut header, path);
+        header.set_cksum();
+        tar.append(&header, content.as_bytes()).unwrap();
+    }
+    tar.into_inner().unwrap()
+}
+
+fn unpack(nodes: &[Node<'_>], into: &Path) -> Result<(String, u64), keelson_images::ImageError> {
+    unpack_layer(&layer(nodes)[..], into, Limits::default())
+}
+
+#[test]
+fn content_owners_and_whiteouts() {
+    let dir = tempfile::tempdir().unwrap();
+    unpack(
+        &[
+            Node::Dir("a"),
+            Node::File("a/file", "hello"),
+            Node::Hardlink("a/same", "a/file"),
+            Node::Symlink("a/link", "/etc/passwd"),
+            Node::File("a/.wh.gone", ""),
+            Node::Dir("b"),
+            Node::File("b/.wh..wh..opq", ""),
+        ],
+        dir.path(),
+    )
+    .unwrap();
+    let at = |path: &str| std::fs::symlink_metadata(dir.path().join(path)).unwrap();
+    assert_eq!((at("a/file").uid(), at("a/file").gid(), at("a/file").mtime()), (7, 8, 1000));
+    assert_eq!(at("a/file").ino(), at("a/same").ino());
+    assert!(at("a/link").is_symlink());
+    assert!(at("a/gone").file_type().is_char_device() && at("a/gone").rdev() == 0);
+    let mut value = [0; 4];
+    let length = rustix::fs::getxattr(dir.path().join("b"), "trusted.overlay.opaque", &mut value).unwrap();
+    assert_eq!(&value[..length], b"y");
+}
+
+#[test]
+fn nothing_leads_out_of_the_layer() {
+    let outside = tempfile::tempdir().unwrap();
+    let target = outside.path().to_str().unwrap();
+    std::fs::write(outside.path().join("victim"), "untouched").unwrap();
+    let check_refused = |nodes: &[Node<'_>]| {
+        let dir = tempfile::tempdir().unwrap();
+        assert!(unpack(nodes, dir.path()).is_err());
+    };
+    check_refused(&[Node::File("../escape", "x")]);
+    check_refused(&[Node::File("a/../../escape", "x")]);
+    check_refused(&[Node::Hardlink("steal", "../../etc/passwd")]);
+    check_refused(&[Node::Device("sda")]);
+
+    // Links are resolved inside the layer: one to a folder outside dangles, one to the root is the layer's own.
+    check_refused(&[Node::Symlink("out", target), Node::File("out/victim", "overwritten")]);
+    let dir = tempfile::tempdir().unwrap();
+    unpack(&[Node::Symlink("out", "/"), Node::File("out/inside", "x")], dir.path()).unwrap();
+    assert!(dir.path().join("inside").exists());
+    assert_eq!(std::fs::read_to_string(outside.path().join("victim")).unwrap(), "untouched");
+    let dir = tempfile::tempdir().unwrap();
+    let victim = format!("{target}/victim");
+    unpack(&[Node::Symlink("f", &victim), Node::File("f", "overwritten")], dir.path()).unwrap();
+    assert_eq!(std::fs::read_to_string(outside.path().join("victim")).unwrap(), "untouched");
+    assert_eq!(std::fs::read_to_string(dir.path().join("f")).unwrap(), "overwritten");
+    let dir = tempfile::tempdir().unwrap();
+    assert!(
+        unpack(&[Node::Symlink("d", "/"), Node::Hardlink("passwd", "d/etc/passwd")], dir.path()).is_err()
+    );
+}
+
+#[test]
+fn a_bomb_is_stopped() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::best());
+    let mut head = header(tar::EntryType::Regular, 64 << 20);
+    raw_path(&mut head, "zeros");
+    head.set_cksum();
+    gzip.write_all(head.as_bytes()).unwrap();
+    gzip.write_all(&vec![0; (64 << 20) + 1024]).unwrap();
+    let bomb = gzip.finish().unwrap();
+    let limits = Limits { bytes: 1 << 20, entries: 10 };
+    assert!(unpack_layer(&bomb[..], dir.path(), limits).is_err());
+    assert!(std::fs::metadata(dir.path().join("zeros")).unwrap().len() <= (1 << 20) + 1);
+}
+
+#[tokio::test]
+async fn an_archive_is_imported_leased_and_removed() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = ImageStoreConfig {
+        root: dir.path().join("images"),
+        import: dir.path().join("import"),
+        registry: RegistryConfig::default(),
+        limits: Limits::default(),
+    };
+    std::fs::create_dir_all(&config.import).unwrap();
+    docker_archive(&config.import.join("app.tar"), &layer(&[Node::File("hello", "world")]));
+    let store = ImageStore::open(config.clone()).await.unwrap();
+    let image = store.image_status("example.test/app:v1").await.unwrap().expect("imported");
+    assert_eq!(image.uid, Some(1000));
+    let unpacked = store.lease(&image.id, "container-1").await.unwrap();
+    assert_eq!(std::fs::read_to_string(unpacked.lowerdirs[0].join("hello")).unwrap(), "world");
+    // A leased layer outlives the image's name, an unleased one does not.
+    store.remove_image("example.test/app:v1").await.unwrap();
+    assert!(store.list_images().await.unwrap().is_empty());
+    assert!(unpacked.lowerdirs[0].exists());
+    assert!(store.lease(&image.id, "../../etc").await.is_err());
+    store.release("container-1").await.unwrap();
+    store.release("container-1").await.unwrap();
+    drop(store);
+    // After a restart the archive is imported again; removing it takes the layer along.
+    let store = ImageStore::open(config).await.unwrap();
+    store.remove_image(&image.id).await.unwrap();
+    assert!(!unpacked.lowerdirs[0].exists());
+}
+
+fn docker_archive(path: &Path, layer: &[u8]) {
+    use sha2::Digest;
+    let diff_id: String = sha2::Sha256::digest(layer).iter().map(|b| format!("{b:02x}")).collect();
+    let config = format!(
+        r#"{{"architecture":"amd64","os":"linux","config":{{"User":"1000:1000","Cmd":["/hello"]}},
+            "rootfs":{{"type":"layers","diff_ids":["sha256:{diff_id}"]}},"history":[]}}"#
+    );
+    let manifest = r#"[{"Config":"config.json","RepoTags":["example.test/app:v1"],"Layers":["layer.tar"]}]"#;
+    let mut tar = tar::Builder::new(std::fs::File::create(path).unwrap());
+    for (name, bytes) in
+        [("manifest.json", manifest.as_bytes()), ("config.json", config.as_bytes()), ("layer.tar", layer)]
+    {
+        let mut header = header(tar::EntryType::Regular, bytes.len());
+        tar.append_data(&mut header, name, bytes).unwrap();
+    }
+    tar.finish().unwrap();
+}
