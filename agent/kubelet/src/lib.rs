@@ -1,8 +1,16 @@
 //! keelson-kubelet: what a node does for the Kubernetes API.
 //!
-//! The pod half ([`pods`] and what it stands on) turns pods that are bound to this node into calls of the runtime
-//! seam (`keelson-cri`) and reports their status.
+//! The node half ([`certs`], [`node`]) joins the cluster and reports the machine. The pod half ([`pods`] and what it
+//! stands on) turns pods that are bound to this node into calls of the runtime seam (`keelson-cri`) and reports their
+//! status.
 
 pub mod certs;
+pub mod clock;
+pub mod env;
+pub mod events;
 pub mod node;
+pub mod objects;
 pub mod pods;
+pub mod quantity;
+pub mod status;
+pub mod volumes;
