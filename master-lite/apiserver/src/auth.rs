@@ -3,6 +3,8 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use crate::admission;
+use crate::admission::node_restriction::NodeRestriction;
 use crate::authn::jwt::{JwtError, TokenKey};
 use crate::authn::openid::{JWKS_PATH, OpenIdDocuments};
 use crate::authn::service_account::TokenIssuer;
@@ -89,6 +91,7 @@ pub fn build(config: &AuthConfig, handles: &ServerHandles) -> Result<AuthStack, 
     let tokens = Arc::new(TokenAuthenticator::new(issuer.clone(), reader.clone()));
     let certificates = CertificateAuthenticator::new(&config.pki)?;
     let authenticator = Arc::new(ClusterAuthenticator::new(certificates, tokens.clone(), authorizer.clone()));
+    let node_restriction = Arc::new(NodeRestriction::new(reader.clone(), authorizer.clone()));
     let openid = Arc::new(OpenIdDocuments::new(
         &issuer,
         &format!("{}{JWKS_PATH}", config.external_url.trim_end_matches('/')),
@@ -97,8 +100,8 @@ pub fn build(config: &AuthConfig, handles: &ServerHandles) -> Result<AuthStack, 
         pki: config.pki.clone(),
         authenticator,
         authorizer: authorizer.clone(),
-        mutating: Vec::new(),
-        validating: vec![Arc::new(crate::authz::escalation::Escalation::new(authorizer))],
+        mutating: admission::mutating(&reader, node_restriction),
+        validating: admission::validating(&reader, &authorizer),
         virtual_resources: HashMap::new(),
         connectors: HashMap::new(),
         openid,

@@ -4,6 +4,7 @@
 //! Never here: what a controller does, how bytes reach the disk (`keelson-store`), what a schema is
 //! (`keelson-api`).
 
+pub mod admission;
 pub mod auth;
 pub mod authn;
 pub mod authz;

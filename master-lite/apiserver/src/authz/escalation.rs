@@ -55,7 +55,8 @@ impl Escalation {
                     return Ok(None);
                 }
                 // A role that aggregates gives away all that its selectors match, now and later.
-                if object["aggregationRule"].is_object() {
+                let aggregates = |o: &Value| o["aggregationRule"].is_object();
+                if aggregates(object) || attributes.old_object.as_deref().is_some_and(aggregates) {
                     return Ok(Some(everything()));
                 }
                 Ok(Some(

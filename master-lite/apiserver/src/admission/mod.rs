@@ -1,0 +1,77 @@
+//! Built-in admission: plug-ins that complete or refuse writes, in upstream's order
+//! (`pkg/kubeapiserver/options/plugins.go`).
+//!
+//! LimitRanger, ResourceQuota, PodSecurity and the webhooks aren't here yet.
+
+pub mod certificates;
+pub mod namespace_lifecycle;
+pub mod node_restriction;
+pub mod node_taint;
+pub mod priority;
+pub mod runtime_class;
+pub mod service_account;
+#[cfg(test)]
+pub(crate) mod testing;
+pub mod tolerations;
+
+use std::sync::Arc;
+
+use serde_json::Value;
+
+use crate::authz::ClusterAuthorizer;
+use crate::authz::escalation::Escalation;
+use crate::extension::{
+    Attributes, MutatingAdmission, ObjectReader, Operation, StatusError, ValidatingAdmission,
+};
+use node_restriction::NodeRestriction;
+
+/// Plug-ins that may change objects, in order.
+pub fn mutating(
+    reader: &Arc<dyn ObjectReader>,
+    node_restriction: Arc<NodeRestriction>,
+) -> Vec<Arc<dyn MutatingAdmission>> {
+    vec![
+        Arc::new(namespace_lifecycle::NamespaceLifecycle::new(reader.clone())),
+        Arc::new(service_account::ServiceAccount::new(reader.clone())),
+        node_restriction,
+        Arc::new(node_taint::TaintNodesByCondition),
+        Arc::new(priority::Priority::new(reader.clone())),
+        Arc::new(tolerations::DefaultTolerationSeconds),
+        Arc::new(runtime_class::RuntimeClass::new(reader.clone())),
+        Arc::new(certificates::RequestorOfSigningRequest),
+    ]
+}
+
+/// Plug-ins that only refuse, in order.
+pub fn validating(
+    reader: &Arc<dyn ObjectReader>,
+    authorizer: &Arc<ClusterAuthorizer>,
+) -> Vec<Arc<dyn ValidatingAdmission>> {
+    vec![
+        Arc::new(Escalation::new(authorizer.clone())),
+        Arc::new(priority::Priority::new(reader.clone())),
+        Arc::new(certificates::CertificateApproval::new(authorizer.clone())),
+        Arc::new(certificates::CertificateSigning::new(authorizer.clone())),
+        Arc::new(certificates::CertificateSubjectRestriction),
+    ]
+}
+
+/// A refusal as upstream's `admission.NewForbidden` words it: `pods "x" is forbidden: WHY`.
+pub(crate) fn forbidden(attributes: &Attributes, why: impl std::fmt::Display) -> StatusError {
+    StatusError::forbidden(&attributes.resource, &attributes.name, why)
+}
+
+/// Whether the write concerns this resource and subresource (`""` for the object itself).
+pub(crate) fn concerns(attributes: &Attributes, group: &str, resource: &str, subresource: &str) -> bool {
+    attributes.resource.group == group
+        && attributes.resource.resource == resource
+        && attributes.subresource == subresource
+}
+
+/// The spec of a Pod that is being created, for the plug-ins that complete it.
+pub(crate) fn new_pod_spec(attributes: &mut Attributes) -> Option<&mut serde_json::Map<String, Value>> {
+    if attributes.operation != Operation::Create || !concerns(attributes, "", "pods", "") {
+        return None;
+    }
+    attributes.object.as_mut()?.get_mut("spec")?.as_object_mut()
+}
