@@ -11,6 +11,7 @@ use std::pin::pin;
 use std::sync::Arc;
 
 use futures::StreamExt;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Api, Resource, ResourceExt};
 use parking_lot::{Mutex, RwLock};
@@ -94,13 +95,26 @@ type Handler<K> = Box<dyn Fn(&Delta<K>) + Send + Sync>;
 
 struct Cache<K> {
     objects: HashMap<String, BTreeMap<String, Arc<K>>>,
-    /// Names of the objects that an owner (by uid) manages: `controller: true` references only.
+    /// Names of the objects that an owner (by uid) manages: `controller: true` references only. Those that no one
+    /// manages are here too, under [`orphans_of`] their namespace.
     by_controller: HashMap<String, BTreeSet<Key>>,
 }
 
 impl<K> Default for Cache<K> {
     fn default() -> Self {
         Cache { objects: HashMap::new(), by_controller: HashMap::new() }
+    }
+}
+
+/// The index entry of a namespace's orphans; no uid looks like it.
+fn orphans_of(namespace: &str) -> String {
+    format!("orphans/{namespace}")
+}
+
+fn index_entry(meta: &ObjectMeta) -> String {
+    match meta::controller_of(meta) {
+        Some(owner) => owner.uid.clone(),
+        None => orphans_of(meta::namespace(meta)),
     }
 }
 
@@ -111,9 +125,7 @@ impl<K: Resource> Cache<K> {
 
     fn insert(&mut self, key: &Key, object: Arc<K>) -> Option<Arc<K>> {
         let old = self.remove(key);
-        if let Some(owner) = meta::controller_of(object.meta()) {
-            self.by_controller.entry(owner.uid.clone()).or_default().insert(key.clone());
-        }
+        self.by_controller.entry(index_entry(object.meta())).or_default().insert(key.clone());
         self.objects.entry(key.namespace.clone()).or_default().insert(key.name.clone(), object);
         old
     }
@@ -124,12 +136,11 @@ impl<K: Resource> Cache<K> {
         if names.is_empty() {
             self.objects.remove(&key.namespace);
         }
-        if let Some(owner) = meta::controller_of(old.meta())
-            && let Some(keys) = self.by_controller.get_mut(&owner.uid)
-        {
+        let entry = index_entry(old.meta());
+        if let Some(keys) = self.by_controller.get_mut(&entry) {
             keys.remove(key);
             if keys.is_empty() {
-                self.by_controller.remove(&owner.uid);
+                self.by_controller.remove(&entry);
             }
         }
         Some(old)
@@ -191,6 +202,11 @@ where
             .get(uid)
             .map(|keys| keys.iter().filter_map(|key| cache.get(key).cloned()).collect())
             .unwrap_or_default()
+    }
+
+    /// The objects of one namespace that no owner manages.
+    pub fn orphans_in(&self, namespace: &str) -> Vec<Arc<K>> {
+        self.controlled_by(&orphans_of(namespace))
     }
 
     /// How many objects there are.
@@ -298,7 +314,7 @@ fn trimmed<K: Resource>(mut object: K) -> Arc<K> {
 #[cfg(test)]
 mod tests {
     use k8s_openapi::api::core::v1::ConfigMap;
-    use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
+    use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 
     use super::*;
 

@@ -1,0 +1,43 @@
+//! What every controller is started with.
+
+use std::sync::Arc;
+
+use futures::future::BoxFuture;
+use keelson_client::Recorder;
+use tokio_util::sync::CancellationToken;
+
+use crate::config::{ClientFactory, ControllersConfig};
+use crate::informers::Informers;
+
+/// A controller at work; it ends at shutdown.
+pub type Task = BoxFuture<'static, ()>;
+
+/// Clients, caches, settings.
+#[derive(Clone)]
+pub struct Context {
+    /// Makes clients by user.
+    pub clients: ClientFactory,
+    /// The shared caches.
+    pub informers: Arc<Informers>,
+    /// The settings.
+    pub config: Arc<ControllersConfig>,
+    /// Cancelled when the controllers shall end.
+    pub shutdown: CancellationToken,
+}
+
+impl Context {
+    /// A context with empty caches.
+    pub fn new(clients: ClientFactory, config: ControllersConfig, shutdown: CancellationToken) -> Self {
+        Context { clients, informers: Arc::default(), config: Arc::new(config), shutdown }
+    }
+
+    /// The client of the controller `name`.
+    pub fn client(&self, name: &str) -> kube::Client {
+        self.clients.for_controller(name)
+    }
+
+    /// An event recorder of the controller `name`.
+    pub fn recorder(&self, name: &'static str) -> Recorder {
+        Recorder::new(self.client(name), name)
+    }
+}

@@ -1,0 +1,115 @@
+//! Deployments: replica sets brought and taken so that a template rolls out as its strategy says.
+//!
+//! [`math`] holds the arithmetic (surge, fenceposts, proportions), [`revision`] the revisions and annotations,
+//! [`template`] hashing and comparing of templates, [`status`] conditions and counts. [`sync`] does one pass.
+
+pub mod math;
+pub mod revision;
+pub mod status;
+pub mod sync;
+pub mod template;
+
+use std::sync::Arc;
+
+use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
+use k8s_openapi::api::core::v1::Pod;
+use keelson_client::{Delta, Informer, Key, Recorder, Selector, WorkQueue, meta, run_workers};
+
+use crate::context::{Context, Task};
+
+const NAME: &str = "deployment-controller";
+const WORKERS: usize = 5;
+
+/// The controller's parts that a pass needs.
+pub struct Controller {
+    pub(crate) client: kube::Client,
+    pub(crate) recorder: Recorder,
+    pub(crate) deployments: Arc<Informer<Deployment>>,
+    pub(crate) sets: Arc<Informer<ReplicaSet>>,
+    pub(crate) pods: Arc<Informer<Pod>>,
+    pub(crate) queue: Arc<WorkQueue<Key>>,
+}
+
+/// Starts the controller.
+pub fn start(context: &Context) -> Task {
+    let controller = Arc::new(Controller {
+        client: context.client(NAME),
+        recorder: context.recorder(NAME),
+        deployments: context.informers.deployments.clone(),
+        sets: context.informers.replica_sets.clone(),
+        pods: context.informers.pods.clone(),
+        queue: WorkQueue::new(),
+    });
+    let on_deployment = controller.clone();
+    controller.deployments.on_change(move |delta| on_deployment.queue.add(Key::of(&**delta.object())));
+    let on_set = controller.clone();
+    controller.sets.on_change(move |delta| on_set.set_changed(delta));
+    let on_pod = controller.clone();
+    controller.pods.on_change(move |delta| on_pod.pod_changed(delta));
+    let shutdown = context.shutdown.clone();
+    Box::pin(async move {
+        let synced = async {
+            controller.deployments.synced().await;
+            controller.sets.synced().await;
+            controller.pods.synced().await;
+        };
+        tokio::select! { () = shutdown.cancelled() => return, () = synced => {} }
+        let queue = controller.queue.clone();
+        run_workers(NAME, queue, WORKERS, shutdown, move |key| {
+            let controller = controller.clone();
+            async move {
+                match controller.sync(&key).await {
+                    // Nothing can be made in a namespace that goes away; the deployment goes too.
+                    Err(error) if error.is_namespace_terminating() => Ok(()),
+                    outcome => outcome,
+                }
+            }
+        })
+        .await;
+    })
+}
+
+impl Controller {
+    fn set_changed(&self, delta: &Delta<ReplicaSet>) {
+        let set = delta.object();
+        if let Some(old) = delta.old()
+            && meta::controller_of(&old.metadata) != meta::controller_of(&set.metadata)
+            && let Some(key) = self.owner_of(old)
+        {
+            self.queue.add(key);
+        }
+        if let Some(key) = self.owner_of(set) {
+            self.queue.add(key);
+        } else if meta::controller_of(&set.metadata).is_none() && !matches!(delta, Delta::Deleted(_)) {
+            for deployment in self.deployments.list_in(meta::namespace(&set.metadata)) {
+                let selector = Selector::compile(deployment.spec.as_ref().map(|s| &s.selector));
+                if selector.is_ok_and(|s| s.matches(set.metadata.labels.as_ref())) {
+                    self.queue.add(Key::of(&*deployment));
+                }
+            }
+        }
+    }
+
+    /// A Recreate deployment waits for the last old pod to go.
+    fn pod_changed(&self, delta: &Delta<Pod>) {
+        let Delta::Deleted(pod) = delta else { return };
+        let Some(owner) = meta::controller_of(&pod.metadata).filter(|o| o.kind == "ReplicaSet") else {
+            return;
+        };
+        let namespace = meta::namespace(&pod.metadata);
+        let set =
+            self.sets.get(&Key::new(namespace, &owner.name)).filter(|s| meta::uid(&s.metadata) == owner.uid);
+        let Some(key) = set.and_then(|set| self.owner_of(&set)) else { return };
+        let recreates = self.deployments.get(&key).is_some_and(|d| !math::is_rolling(&d));
+        if recreates {
+            self.queue.add(key);
+        }
+    }
+
+    fn owner_of(&self, set: &ReplicaSet) -> Option<Key> {
+        let owner = meta::controller_of(&set.metadata).filter(|o| o.kind == "Deployment")?;
+        let key = Key::new(meta::namespace(&set.metadata), &owner.name);
+        let deployment = self.deployments.get(&key)?;
+        (meta::uid(&deployment.metadata) == owner.uid).then_some(key)
+    }
+}

@@ -1,0 +1,88 @@
+//! What a controller has asked for and not yet seen in its cache.
+//!
+//! A replica set that has created pods must not count its pods again before the cache has them, or it would
+//! create them twice. Deletions are tracked by pod, for their events may come twice (the deletion timestamp
+//! first, then the end).
+
+use std::collections::{HashMap, HashSet};
+use std::time::Duration;
+
+use keelson_client::Key;
+use parking_lot::Mutex;
+use tokio::time::Instant;
+
+/// Expectations older than this have been missed; the controller goes on without them.
+const TIMEOUT: Duration = Duration::from_secs(5 * 60);
+
+struct Entry {
+    creations: i64,
+    deletions: HashSet<Key>,
+    at: Instant,
+}
+
+/// Expectations by owner.
+#[derive(Default)]
+pub struct Expectations(Mutex<HashMap<Key, Entry>>);
+
+impl Expectations {
+    /// Whether all that was expected of `owner` has been seen, or waited for long enough.
+    pub fn satisfied(&self, owner: &Key) -> bool {
+        self.0.lock().get(owner).is_none_or(|entry| {
+            (entry.creations <= 0 && entry.deletions.is_empty()) || entry.at.elapsed() > TIMEOUT
+        })
+    }
+
+    /// Expects so many new objects.
+    pub fn expect_creations(&self, owner: &Key, count: usize) {
+        let creations = i64::try_from(count).unwrap_or(i64::MAX);
+        self.0
+            .lock()
+            .insert(owner.clone(), Entry { creations, deletions: HashSet::new(), at: Instant::now() });
+    }
+
+    /// Expects these objects to go.
+    pub fn expect_deletions(&self, owner: &Key, deletions: HashSet<Key>) {
+        self.0.lock().insert(owner.clone(), Entry { creations: 0, deletions, at: Instant::now() });
+    }
+
+    /// One new object was seen, or will never be.
+    pub fn creation_observed(&self, owner: &Key) {
+        if let Some(entry) = self.0.lock().get_mut(owner) {
+            entry.creations -= 1;
+        }
+    }
+
+    /// This object was seen going, or will never be.
+    pub fn deletion_observed(&self, owner: &Key, object: &Key) {
+        if let Some(entry) = self.0.lock().get_mut(owner) {
+            entry.deletions.remove(object);
+        }
+    }
+
+    /// Forgets the owner.
+    pub fn forget(&self, owner: &Key) {
+        self.0.lock().remove(owner);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_expected_is_waited_for_and_not_for_ever() {
+        let (expectations, owner) = (Expectations::default(), Key::new("ns", "rs"));
+        assert!(expectations.satisfied(&owner));
+        expectations.expect_creations(&owner, 2);
+        expectations.creation_observed(&owner);
+        assert!(!expectations.satisfied(&owner));
+        expectations.creation_observed(&owner);
+        assert!(expectations.satisfied(&owner));
+        let pod = Key::new("ns", "p");
+        expectations.expect_deletions(&owner, HashSet::from([pod.clone()]));
+        expectations.deletion_observed(&owner, &Key::new("ns", "q"));
+        assert!(!expectations.satisfied(&owner));
+        tokio::time::advance(TIMEOUT + Duration::from_secs(1)).await;
+        assert!(expectations.satisfied(&owner));
+    }
+}

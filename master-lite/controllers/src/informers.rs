@@ -1,0 +1,103 @@
+//! The caches that all controllers share: one watch a kind, whoever reads it.
+
+use std::fmt::Debug;
+use std::sync::Arc;
+
+use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
+use k8s_openapi::api::certificates::v1::CertificateSigningRequest;
+use k8s_openapi::api::coordination::v1::Lease;
+use k8s_openapi::api::core::v1::{
+    ConfigMap, Endpoints, Namespace, Node, Pod, ReplicationController, Secret, Service, ServiceAccount,
+};
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+use keelson_client::Informer;
+use kube::runtime::watcher;
+use kube::{Api, Client, Resource};
+use serde::de::DeserializeOwned;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+/// One cache a kind. Some hold a part only, as said.
+#[derive(Default)]
+pub struct Informers {
+    /// All pods.
+    pub pods: Arc<Informer<Pod>>,
+    /// All nodes.
+    pub nodes: Arc<Informer<Node>>,
+    /// All namespaces.
+    pub namespaces: Arc<Informer<Namespace>>,
+    /// All services.
+    pub services: Arc<Informer<Service>>,
+    /// All legacy Endpoints.
+    pub endpoints: Arc<Informer<Endpoints>>,
+    /// All endpoint slices.
+    pub endpoint_slices: Arc<Informer<EndpointSlice>>,
+    /// All deployments.
+    pub deployments: Arc<Informer<Deployment>>,
+    /// All replica sets.
+    pub replica_sets: Arc<Informer<ReplicaSet>>,
+    /// All replication controllers.
+    pub replication_controllers: Arc<Informer<ReplicationController>>,
+    /// All service accounts.
+    pub service_accounts: Arc<Informer<ServiceAccount>>,
+    /// The `kube-root-ca.crt` of each namespace, no other ConfigMap.
+    pub root_cas: Arc<Informer<ConfigMap>>,
+    /// Bootstrap tokens, no other Secret.
+    pub bootstrap_tokens: Arc<Informer<Secret>>,
+    /// The nodes' leases, no other.
+    pub node_leases: Arc<Informer<Lease>>,
+    /// All certificate signing requests.
+    pub csrs: Arc<Informer<CertificateSigningRequest>>,
+}
+
+impl Informers {
+    /// Starts every watch.
+    pub fn spawn(&self, tasks: &mut JoinSet<()>, client: Client, shutdown: CancellationToken) {
+        let mut watch = Watch { tasks, client, shutdown };
+        watch.all(&self.pods);
+        watch.all(&self.nodes);
+        watch.all(&self.namespaces);
+        watch.all(&self.services);
+        watch.all(&self.endpoints);
+        watch.all(&self.endpoint_slices);
+        watch.all(&self.deployments);
+        watch.all(&self.replica_sets);
+        watch.all(&self.replication_controllers);
+        watch.all(&self.service_accounts);
+        watch.all(&self.csrs);
+        watch.some(&self.root_cas, |client| Api::all(client), "metadata.name=kube-root-ca.crt");
+        watch.some(
+            &self.bootstrap_tokens,
+            |client| Api::namespaced(client, "kube-system"),
+            "type=bootstrap.kubernetes.io/token",
+        );
+        watch.some(&self.node_leases, |client| Api::namespaced(client, "kube-node-lease"), "");
+    }
+}
+
+struct Watch<'a> {
+    tasks: &'a mut JoinSet<()>,
+    client: Client,
+    shutdown: CancellationToken,
+}
+
+impl Watch<'_> {
+    fn all<K>(&mut self, informer: &Arc<Informer<K>>)
+    where
+        K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + Sync + 'static,
+    {
+        self.some(informer, |client| Api::all(client), "");
+    }
+
+    fn some<K>(&mut self, informer: &Arc<Informer<K>>, api: impl FnOnce(Client) -> Api<K>, fields: &str)
+    where
+        K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + Sync + 'static,
+    {
+        let mut config = watcher::Config::default().any_semantic();
+        if !fields.is_empty() {
+            config = config.fields(fields);
+        }
+        let api = api(self.client.clone());
+        self.tasks.spawn(informer.clone().run(api, config, self.shutdown.clone()));
+    }
+}

@@ -1,0 +1,269 @@
+//! Making, deleting, adopting and releasing what a controller manages.
+
+use std::fmt::Debug;
+use std::future::Future;
+use std::sync::Arc;
+
+use futures::future::join_all;
+use k8s_openapi::api::core::v1::{Pod, PodTemplateSpec};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
+use keelson_client::{EventType, Recorder, Selector, meta};
+use kube::api::{DeleteParams, Patch, PatchParams, PostParams};
+use kube::{Api, Client, Resource};
+use serde::de::DeserializeOwned;
+use serde_json::json;
+
+use crate::error::{Error, Result};
+
+/// Pods made at once at first; each batch that succeeds doubles the next.
+const SLOW_START: usize = 1;
+
+/// Writes pods on behalf of their owner, with the owner's events.
+#[derive(Clone)]
+pub struct PodControl {
+    client: Client,
+    recorder: Recorder,
+}
+
+impl PodControl {
+    /// Acts through `client` and reports through `recorder`.
+    pub fn new(client: Client, recorder: Recorder) -> Self {
+        PodControl { client, recorder }
+    }
+
+    /// The pods of a namespace.
+    pub fn api(&self, namespace: &str) -> Api<Pod> {
+        Api::namespaced(self.client.clone(), namespace)
+    }
+
+    /// Makes a pod from `template`, managed by `owner`.
+    ///
+    /// # Errors
+    /// What the API says; an event on the owner says it too, unless the namespace is going away.
+    pub async fn create<K: Resource<DynamicType = ()>>(
+        &self,
+        owner: &K,
+        template: &PodTemplateSpec,
+    ) -> Result<Pod> {
+        let pod = pod_from_template(owner, template);
+        match self.api(meta::namespace(owner.meta())).create(&PostParams::default(), &pod).await {
+            Ok(pod) => {
+                let message = format!("Created pod: {}", meta::name(&pod.metadata));
+                self.recorder.event(owner, EventType::Normal, "SuccessfulCreate", message);
+                Ok(pod)
+            }
+            Err(error) => {
+                if !meta::is_namespace_terminating(&error) {
+                    let message = format!("Error creating: {}", meta::message(&error));
+                    self.recorder.event(owner, EventType::Warning, "FailedCreate", message);
+                }
+                Err(error.into())
+            }
+        }
+    }
+
+    /// Deletes a pod of `owner`. One that is gone already counts as a failure to the caller, as upstream, for its
+    /// deletion will not be seen.
+    ///
+    /// # Errors
+    /// What the API says; an event on the owner says it too.
+    pub async fn delete<K: Resource<DynamicType = ()>>(&self, owner: &K, pod: &Pod) -> Result {
+        let name = meta::name(&pod.metadata);
+        let deletion = self.api(meta::namespace(&pod.metadata)).delete(name, &DeleteParams::default()).await;
+        match deletion {
+            Ok(_) => {
+                let message = format!("Deleted pod: {name}");
+                self.recorder.event(owner, EventType::Normal, "SuccessfulDelete", message);
+                Ok(())
+            }
+            Err(error) => {
+                if !meta::is_not_found(&error) {
+                    let message = format!("Error deleting: {}", meta::message(&error));
+                    self.recorder.event(owner, EventType::Warning, "FailedDelete", message);
+                }
+                Err(error.into())
+            }
+        }
+    }
+}
+
+/// The pod that `template` describes.
+pub fn pod_from_template<K: Resource<DynamicType = ()>>(owner: &K, template: &PodTemplateSpec) -> Pod {
+    let of_template = template.metadata.clone().unwrap_or_default();
+    Pod {
+        metadata: ObjectMeta {
+            generate_name: Some(format!("{}-", meta::name(owner.meta()))),
+            namespace: owner.meta().namespace.clone(),
+            labels: of_template.labels,
+            annotations: of_template.annotations,
+            finalizers: of_template.finalizers,
+            owner_references: Some(vec![meta::controller_ref(owner)]),
+            ..Default::default()
+        },
+        spec: template.spec.clone(),
+        status: None,
+    }
+}
+
+/// Runs `work` `count` times, in batches that double as long as all goes well, so that a set whose pods are all
+/// refused asks once and not a thousand times. Returns how often it succeeded, and the first error.
+pub async fn slow_start<F, Fut>(count: usize, work: F) -> (usize, Option<Error>)
+where
+    F: Fn() -> Fut,
+    Fut: Future<Output = Result>,
+{
+    let (mut done, mut batch) = (0, SLOW_START.min(count));
+    while batch > 0 {
+        let outcomes = join_all((0..batch).map(|_| work())).await;
+        let (good, bad): (Vec<_>, Vec<_>) = outcomes.into_iter().partition(|outcome| outcome.is_ok());
+        done += good.len();
+        if let Some(Err(error)) = bad.into_iter().next() {
+            return (done, Some(error));
+        }
+        batch = (2 * batch).min(count - done);
+    }
+    (done, None)
+}
+
+/// What shall become of an object that an owner with a selector finds.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Claim {
+    /// It is the owner's.
+    Keep,
+    /// It is no one's and matches: take it.
+    Adopt,
+    /// It is the owner's and matches no more: let it go.
+    Release,
+    /// It is none of the owner's business.
+    Ignore,
+}
+
+/// Decides about one object (`BaseControllerRefManager.ClaimObject`).
+pub fn claim(owner: &ObjectMeta, selector: &Selector, object: &ObjectMeta) -> Claim {
+    let matches = selector.matches(object.labels.as_ref());
+    let owner_going = owner.deletion_timestamp.is_some();
+    match meta::controller_of(object) {
+        Some(present) if present.uid != meta::uid(owner) => Claim::Ignore,
+        Some(_) if matches => Claim::Keep,
+        Some(_) if owner_going => Claim::Ignore,
+        Some(_) => Claim::Release,
+        None if owner_going || !matches || object.deletion_timestamp.is_some() => Claim::Ignore,
+        None => Claim::Adopt,
+    }
+}
+
+/// Adopts and releases as [`claim`] says, and returns what is the owner's. Before the first adoption the owner is
+/// read anew: if it is being deleted, or another has its name by now, nothing may be adopted.
+///
+/// # Errors
+/// What the API says; objects that are gone meanwhile are no error.
+pub async fn claim_all<O, K>(
+    owners: &Api<O>,
+    owner: &O,
+    selector: &Selector,
+    objects: &Api<K>,
+    found: Vec<Arc<K>>,
+) -> Result<Vec<Arc<K>>>
+where
+    O: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug,
+    K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug,
+{
+    let mut claimed = Vec::with_capacity(found.len());
+    let mut may_adopt = false;
+    for object in found {
+        let name = meta::name(object.meta());
+        let patch = match claim(owner.meta(), selector, object.meta()) {
+            Claim::Ignore => continue,
+            Claim::Keep => {
+                claimed.push(object);
+                continue;
+            }
+            Claim::Adopt => {
+                if !may_adopt {
+                    recheck(owners, owner).await?;
+                    may_adopt = true;
+                }
+                adoption(meta::controller_ref(owner), object.meta())
+            }
+            Claim::Release => release(meta::uid(owner.meta()), object.meta()),
+        };
+        match objects.patch(name, &PatchParams::default(), &Patch::Strategic(patch)).await {
+            Ok(patched) => {
+                if meta::is_controlled_by(patched.meta(), meta::uid(owner.meta())) {
+                    claimed.push(Arc::new(patched));
+                }
+            }
+            Err(error) if meta::is_not_found(&error) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(claimed)
+}
+
+async fn recheck<O>(owners: &Api<O>, owner: &O) -> Result
+where
+    O: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug,
+{
+    let name = meta::name(owner.meta());
+    let fresh = owners.get(name).await?;
+    if fresh.meta().uid != owner.meta().uid {
+        return Err(Error::Pending(format!("{name} is gone: another object has its name")));
+    }
+    if fresh.meta().deletion_timestamp.is_some() {
+        return Err(Error::Pending(format!("{name} is being deleted and adopts nothing")));
+    }
+    Ok(())
+}
+
+/// The uid guards against another object of the same name.
+fn adoption(owner: OwnerReference, object: &ObjectMeta) -> serde_json::Value {
+    json!({"metadata": {"uid": object.uid, "ownerReferences": [owner]}})
+}
+
+fn release(owner: &str, object: &ObjectMeta) -> serde_json::Value {
+    json!({"metadata": {"uid": object.uid, "ownerReferences": [{"$patch": "delete", "uid": owner}]}})
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use super::*;
+
+    async fn check_slow_start(count: usize, fail_from: usize, tried: usize, done: usize) {
+        let calls = AtomicUsize::new(0);
+        let (succeeded, _) = slow_start(count, || {
+            let call = calls.fetch_add(1, Ordering::SeqCst);
+            async move { if call < fail_from { Ok(()) } else { Err(Error::Stale) } }
+        })
+        .await;
+        assert_eq!((calls.into_inner(), succeeded), (tried, done));
+    }
+
+    #[tokio::test]
+    async fn slow_start_stops_at_the_first_batch_that_fails() {
+        check_slow_start(10, 100, 10, 10).await;
+        check_slow_start(10, 0, 1, 0).await;
+        check_slow_start(10, 2, 3, 2).await;
+        check_slow_start(0, 0, 0, 0).await;
+    }
+
+    #[test]
+    fn claims() {
+        let labels = |app: &str| Some([("app".to_string(), app.to_string())].into());
+        let owner = ObjectMeta { uid: Some("me".into()), ..Default::default() };
+        let selector = Selector::from_map(&labels("web").unwrap());
+        let object = |app: &str, by: Option<&str>| ObjectMeta {
+            labels: labels(app),
+            owner_references: by.map(|uid| {
+                vec![OwnerReference { uid: uid.into(), controller: Some(true), ..Default::default() }]
+            }),
+            ..Default::default()
+        };
+        assert_eq!(claim(&owner, &selector, &object("web", Some("me"))), Claim::Keep);
+        assert_eq!(claim(&owner, &selector, &object("web", None)), Claim::Adopt);
+        assert_eq!(claim(&owner, &selector, &object("db", Some("me"))), Claim::Release);
+        assert_eq!(claim(&owner, &selector, &object("web", Some("other"))), Claim::Ignore);
+        assert_eq!(claim(&owner, &selector, &object("db", None)), Claim::Ignore);
+    }
+}
