@@ -16,6 +16,7 @@ use crate::extension::{
     VirtualResource,
 };
 use crate::pki::{Pki, PkiError};
+use crate::reviews::{self, ReviewParts};
 
 /// Settings of [`build`].
 pub struct AuthConfig {
@@ -96,13 +97,20 @@ pub fn build(config: &AuthConfig, handles: &ServerHandles) -> Result<AuthStack, 
         &issuer,
         &format!("{}{JWKS_PATH}", config.external_url.trim_end_matches('/')),
     ));
+    let virtual_resources = reviews::resources(&ReviewParts {
+        authorizer: authorizer.clone(),
+        tokens,
+        issuer,
+        node_restriction: node_restriction.clone(),
+        reader: reader.clone(),
+    });
     Ok(AuthStack {
         pki: config.pki.clone(),
         authenticator,
         authorizer: authorizer.clone(),
-        mutating: admission::mutating(&reader, node_restriction),
+        mutating: admission::mutating(&reader, node_restriction.clone()),
         validating: admission::validating(&reader, &authorizer),
-        virtual_resources: HashMap::new(),
+        virtual_resources,
         connectors: HashMap::new(),
         openid,
     })

@@ -11,4 +11,5 @@ pub mod authz;
 pub mod extension;
 pub mod pki;
 pub mod request_info;
+pub mod reviews;
 pub mod status;
