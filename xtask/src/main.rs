@@ -2,6 +2,7 @@
 
 mod build;
 mod cluster;
+mod ebpf;
 mod test;
 
 use anyhow::Result;
@@ -27,6 +28,8 @@ enum Command {
     Host(cluster::HostArgs),
     /// Format, lint, build, and run the tests.
     Test(test::TestArgs),
+    /// Build the BPF programs and put the object under ebpf/prebuilt.
+    BuildEbpf(ebpf::BuildEbpfArgs),
     /// Assemble the container images that tests and the sample use.
     Images,
 }
@@ -38,6 +41,7 @@ fn main() -> Result<()> {
         Command::Kubectl(args) => cluster::kubectl(&args),
         Command::Host(args) => cluster::host(&args),
         Command::Test(args) => test::run(&args),
+        Command::BuildEbpf(args) => ebpf::run(&args),
         Command::Images => build::images(),
     }
 }
