@@ -133,6 +133,32 @@ fn ensure_linker(sysroot: &Path) -> Result<PathBuf> {
     Ok(program)
 }
 
+/// Set for the compiler wrapper that [`compile`] makes of this program; holds the remaps.
+const WRAPPER: &str = "KEELSON_BPF_REMAPS";
+
+/// When cargo calls this program as its RUSTC_WRAPPER: runs rustc with a crate hash that depends on the crate's name and
+/// version alone. cargo's own hash covers the checkout's path, and BTF names carry the hash.
+pub fn wrapper_main_if_requested() {
+    use std::os::unix::process::CommandExt;
+    let Ok(remaps) = std::env::var(WRAPPER) else { return };
+    let mut args = std::env::args_os().skip(1);
+    let Some(rustc) = args.next() else { return };
+    let name = std::env::var("CARGO_CRATE_NAME").unwrap_or_default();
+    let version = std::env::var("CARGO_PKG_VERSION").unwrap_or_default();
+    let mut command = Command::new(rustc);
+    for arg in args {
+        if arg.to_str().is_some_and(|arg| arg.starts_with("metadata=")) {
+            command.arg(format!("metadata={name}-{version}"));
+        } else {
+            command.arg(arg);
+        }
+    }
+    command.args(remaps.split('\x1f'));
+    let error = command.exec();
+    eprintln!("start rustc: {error}");
+    std::process::exit(1);
+}
+
 fn compile(sysroot: &Path, linker: &Path) -> Result<PathBuf> {
     let programs = paths::root().join("ebpf/programs");
     let target = paths::target().join("bpf");
@@ -143,16 +169,16 @@ fn compile(sysroot: &Path, linker: &Path) -> Result<PathBuf> {
     let source = fs::canonicalize(sysroot.join("lib/rustlib/src/rust"))?;
     // No path of this machine may reach the object: it must be the same bytes everywhere.
     let remap = |from: &Path, to: &str| format!("--remap-path-prefix={}={to}", from.display());
-    let flags = [
-        "-Cdebuginfo=2".to_owned(),
-        "-Clink-arg=--btf".to_owned(),
-        format!("-Clinker={}", linker.display()),
-        r#"--cfg=bpf_target_arch="x86_64""#.to_owned(),
+    let remaps = [
         remap(&source, "/rust"),
         remap(&sysroot.join("lib/rustlib/src/rust"), "/rust"),
         remap(&cargo_home, "/cargo"),
         remap(paths::root(), "/keelson"),
     ];
+    let flags =
+        ["-Cdebuginfo=2", "-Clink-arg=--btf", "-Clinker=bpf-linker", r#"--cfg=bpf_target_arch="x86_64""#];
+    let mut path = vec![linker.parent().map(Path::to_owned).unwrap_or_default()];
+    path.extend(std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default()));
     let mut build = Command::new("cargo");
     build.current_dir(&programs).args([
         "build",
@@ -168,7 +194,8 @@ fn compile(sysroot: &Path, linker: &Path) -> Result<PathBuf> {
         .env("RUSTC_BOOTSTRAP", "1")
         .env("CARGO_TARGET_DIR", &target)
         .env("CARGO_ENCODED_RUSTFLAGS", flags.join("\x1f"));
-    build.env_remove("RUSTFLAGS");
+    build.env_remove("RUSTFLAGS").env("PATH", std::env::join_paths(path)?);
+    build.env("RUSTC_WRAPPER", std::env::current_exe()?).env(WRAPPER, remaps.join("\x1f"));
     cmd::run(&mut build)?;
     Ok(target.join("bpfel-unknown-none/release/keelson"))
 }

@@ -35,6 +35,7 @@ enum Command {
 }
 
 fn main() -> Result<()> {
+    ebpf::wrapper_main_if_requested();
     match Cli::parse().command {
         Command::Up(args) => cluster::up(&args),
         Command::Down(args) => cluster::down(&args),
