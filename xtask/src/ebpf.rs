@@ -169,12 +169,16 @@ fn compile(sysroot: &Path, linker: &Path) -> Result<PathBuf> {
     let source = fs::canonicalize(sysroot.join("lib/rustlib/src/rust"))?;
     // No path of this machine may reach the object: it must be the same bytes everywhere.
     let remap = |from: &Path, to: &str| format!("--remap-path-prefix={}={to}", from.display());
-    let remaps = [
+    let mut remaps = vec![
         remap(&source, "/rust"),
         remap(&sysroot.join("lib/rustlib/src/rust"), "/rust"),
         remap(&cargo_home, "/cargo"),
         remap(paths::root(), "/keelson"),
     ];
+    // Later ones win: a registry's folder is named after its address.
+    for registry in fs::read_dir(cargo_home.join("registry/src"))?.flatten() {
+        remaps.push(remap(&registry.path(), "/cargo"));
+    }
     let flags =
         ["-Cdebuginfo=2", "-Clink-arg=--btf", "-Clinker=bpf-linker", r#"--cfg=bpf_target_arch="x86_64""#];
     let mut path = vec![linker.parent().map(Path::to_owned).unwrap_or_default()];
