@@ -1,0 +1,16 @@
+//! The table of resources: every API resource is one row of data.
+//!
+//! Discovery, printing, RBAC names, watch caches, short names and the stages of a write all derive from the rows.
+//! Nothing in the request path names a kind; what a kind needs beyond data is its row's [`Strategy`].
+
+mod builtin;
+pub mod metadata;
+mod row;
+pub mod selector;
+pub mod strategies;
+mod strategy;
+mod table;
+
+pub use row::{Cell, Column, Converter, Resource, ScalePaths, SelectableField, Subresource};
+pub use strategy::{Deletion, DeletionRequest, Strategy, StrategyContext};
+pub use table::ResourceTable;

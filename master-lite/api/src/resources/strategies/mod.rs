@@ -1,0 +1,69 @@
+//! Strategies of the built-in kinds. Defaults and rules are those of upstream's `pkg/apis/*/v1/defaults.go` and
+//! `pkg/registry/*/strategy.go`.
+
+mod access;
+mod event;
+mod network;
+mod pod;
+mod pod_template;
+mod quantity;
+mod simple;
+mod workload;
+
+use serde_json::{Map, Value};
+
+pub use access::{CertificateSigningRequest, Rbac};
+pub use event::{Event, event_from_core, event_to_core};
+pub use network::{EndpointSlice, Endpoints, NetworkPolicy, Service};
+pub use pod::{Pod, qos_class};
+pub use quantity::parse_quantity;
+pub use simple::{
+    ConfigMap, CreateOnUpdate, Namespace, Node, PersistentVolume, PersistentVolumeClaim, Plain,
+    PriorityClass, Secret, StorageClass,
+};
+pub use workload::{
+    CronJob, DaemonSet, Deployment, Job, ReplicaSet, ReplicationController, StatefulSet, Templated,
+};
+
+/// The object at a key, made if absent or null; `None` if something else is there.
+fn object_at<'a>(parent: &'a mut Value, key: &str) -> Option<&'a mut Value> {
+    let map = parent.as_object_mut()?;
+    let child = map.entry(key).or_insert(Value::Null);
+    if child.is_null() {
+        *child = Value::Object(Map::new());
+    }
+    child.is_object().then_some(child)
+}
+
+/// An existing object at a key.
+fn child<'a>(parent: &'a mut Value, key: &str) -> Option<&'a mut Value> {
+    parent.get_mut(key).filter(|v| v.is_object())
+}
+
+/// Sets a field that is absent, null or an empty string.
+fn set_default(parent: &mut Value, key: &str, value: impl Into<Value>) {
+    if let Some(map) = parent.as_object_mut() {
+        let missing = match map.get(key) {
+            None | Some(Value::Null) => true,
+            Some(Value::String(s)) => s.is_empty(),
+            Some(_) => false,
+        };
+        if missing {
+            map.insert(key.to_owned(), value.into());
+        }
+    }
+}
+
+/// Sets a number whose zero means "not set".
+fn set_default_number(parent: &mut Value, key: &str, value: i64) {
+    if let Some(map) = parent.as_object_mut()
+        && map.get(key).is_none_or(|v| v.is_null() || v.as_i64() == Some(0))
+    {
+        map.insert(key.to_owned(), value.into());
+    }
+}
+
+/// Items of a list that are objects.
+fn items<'a>(parent: &'a mut Value, key: &str) -> impl Iterator<Item = &'a mut Value> {
+    parent.get_mut(key).and_then(Value::as_array_mut).into_iter().flatten().filter(|v| v.is_object())
+}

@@ -1,0 +1,291 @@
+//! Services, endpoints, policies. Addresses and ports are allocated by the server, not here.
+
+use serde_json::{Value, json};
+
+use super::{child, items, set_default};
+use crate::field::FieldError;
+use crate::resources::{Strategy, StrategyContext, metadata};
+
+/// Services (`pkg/registry/core/service/strategy.go`).
+pub struct Service;
+
+const TYPES: &[&str] = &["ClusterIP", "ExternalName", "LoadBalancer", "NodePort"];
+
+impl Strategy for Service {
+    fn default(&self, object: &mut Value) {
+        let Some(spec) = child(object, "spec") else { return };
+        set_default(spec, "type", "ClusterIP");
+        set_default(spec, "sessionAffinity", "None");
+        if spec["sessionAffinity"] == "None" {
+            if let Some(map) = spec.as_object_mut() {
+                map.remove("sessionAffinityConfig");
+            }
+        } else if spec["sessionAffinityConfig"]["clientIP"]["timeoutSeconds"].is_null() {
+            spec["sessionAffinityConfig"] = json!({"clientIP": {"timeoutSeconds": 10800}});
+        }
+        for port in items(spec, "ports") {
+            set_default(port, "protocol", "TCP");
+            let number = port["port"].clone();
+            if port["targetPort"].as_i64() == Some(0) {
+                port["targetPort"] = Value::Null;
+            }
+            set_default(port, "targetPort", number);
+        }
+        let kind = spec["type"].as_str().unwrap_or_default().to_owned();
+        let external_ips = spec["externalIPs"].as_array().is_some_and(|ips| !ips.is_empty());
+        if matches!(kind.as_str(), "NodePort" | "LoadBalancer") || (kind == "ClusterIP" && external_ips) {
+            set_default(spec, "externalTrafficPolicy", "Cluster");
+        }
+        if kind != "ExternalName" {
+            set_default(spec, "internalTrafficPolicy", "Cluster");
+        }
+        if kind == "LoadBalancer" {
+            set_default(spec, "allocateLoadBalancerNodePorts", true);
+        }
+    }
+
+    fn prepare_for_create(&self, _context: &StrategyContext, object: &mut Value) {
+        object["status"] = json!({"loadBalancer": {}});
+    }
+
+    fn prepare_for_update(&self, context: &StrategyContext, new: &mut Value, old: &Value) {
+        if !context.subresource.is_empty() {
+            return;
+        }
+        // What a user left out of a PUT or took over from an older type is carried or dropped as upstream does.
+        let old_spec = &old["spec"];
+        let Some(spec) = child(new, "spec") else { return };
+        if spec["type"] != "ExternalName" && old_spec["type"] != "ExternalName" {
+            for field in ["clusterIP", "clusterIPs", "ipFamilies", "ipFamilyPolicy"] {
+                if let Some(value) = old_spec.get(field).cloned() {
+                    set_default(spec, field, value);
+                }
+            }
+        }
+        if spec["type"] == "ExternalName" && old_spec["type"] != "ExternalName" {
+            // The addresses go back to the pool unless the user changed them by hand, which validation refuses.
+            if let Some(map) = spec.as_object_mut() {
+                for field in
+                    ["clusterIP", "clusterIPs", "ipFamilies", "ipFamilyPolicy", "internalTrafficPolicy"]
+                {
+                    map.remove(field);
+                }
+            }
+        }
+        let node_ports = matches!(spec["type"].as_str(), Some("NodePort" | "LoadBalancer"));
+        let had = matches!(old_spec["type"].as_str(), Some("NodePort" | "LoadBalancer"));
+        let old_ports = old_spec["ports"].as_array().cloned().unwrap_or_default();
+        for port in items(spec, "ports") {
+            let same = old_ports
+                .iter()
+                .find(|old| old["port"] == port["port"] && old["protocol"] == port["protocol"]);
+            if node_ports && had {
+                if let Some(number) = same.and_then(|old| old.get("nodePort")).cloned() {
+                    set_default(port, "nodePort", number);
+                }
+            } else if !node_ports
+                && had
+                && same.is_some_and(|old| old["nodePort"] == port["nodePort"])
+                && let Some(map) = port.as_object_mut()
+            {
+                map.remove("nodePort");
+            }
+        }
+        if !node_ports
+            && had
+            && let Some(map) = spec.as_object_mut()
+        {
+            for field in ["externalTrafficPolicy", "healthCheckNodePort", "allocateLoadBalancerNodePorts"] {
+                map.remove(field);
+            }
+        }
+    }
+
+    fn validate_create(&self, _context: &StrategyContext, object: &Value) -> Vec<FieldError> {
+        validate_service(object)
+    }
+
+    fn validate_update(&self, context: &StrategyContext, new: &Value, old: &Value) -> Vec<FieldError> {
+        if !context.subresource.is_empty() {
+            return Vec::new();
+        }
+        let mut errors = validate_service(new);
+        let (spec, old_spec) = (&new["spec"], &old["spec"]);
+        let external = |s: &Value| s["type"] == "ExternalName";
+        if !external(spec)
+            && !external(old_spec)
+            && old_spec["clusterIP"].as_str().is_some_and(|ip| !ip.is_empty())
+            && spec["clusterIP"] != old_spec["clusterIP"]
+        {
+            errors.push(FieldError::invalid(
+                "spec.clusterIPs[0]",
+                &json!([spec["clusterIP"].clone()]),
+                "may not change once set",
+            ));
+        }
+        errors
+    }
+
+    fn validate_name(&self, name: &str) -> Result<(), String> {
+        metadata::dns_1035_label(name)
+    }
+}
+
+fn validate_service(object: &Value) -> Vec<FieldError> {
+    let spec = &object["spec"];
+    let mut errors = Vec::new();
+    let kind = spec["type"].as_str().unwrap_or_default();
+    if !TYPES.contains(&kind) {
+        errors.push(FieldError::not_supported("spec.type", &spec["type"], TYPES));
+    }
+    let ports = spec["ports"].as_array().map_or(&[][..], Vec::as_slice);
+    let headless = spec["clusterIP"] == "None";
+    if ports.is_empty() && !headless && kind != "ExternalName" {
+        errors.push(FieldError::required("spec.ports", ""));
+    }
+    if kind == "ExternalName" && spec["externalName"].as_str().unwrap_or_default().is_empty() {
+        errors.push(FieldError::required("spec.externalName", ""));
+    }
+    if headless && matches!(kind, "NodePort" | "LoadBalancer") {
+        errors.push(FieldError::invalid(
+            "spec.clusterIPs[0]",
+            &spec["clusterIP"],
+            "may not be set to 'None' for LoadBalancer services",
+        ));
+    }
+    if let Some(ip) = spec["clusterIP"].as_str().filter(|ip| !ip.is_empty() && *ip != "None")
+        && ip.parse::<std::net::IpAddr>().is_err()
+    {
+        errors.push(FieldError::invalid(
+            "spec.clusterIPs[0]",
+            &spec["clusterIP"],
+            "must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)",
+        ));
+    }
+    let mut names = std::collections::HashSet::new();
+    let mut seen = std::collections::HashSet::new();
+    for (i, port) in ports.iter().enumerate() {
+        let at = |field: &str| format!("spec.ports[{i}].{field}");
+        let name = port["name"].as_str().unwrap_or_default();
+        if name.is_empty() {
+            if ports.len() > 1 {
+                errors.push(FieldError::required(at("name"), ""));
+            }
+        } else if let Err(why) = metadata::dns_label(name) {
+            errors.push(FieldError::invalid(at("name"), &port["name"], why));
+        } else if !names.insert(name) {
+            errors.push(FieldError::duplicate(at("name"), &port["name"]));
+        }
+        for field in ["port", "targetPort"] {
+            if let Some(number) = port[field].as_i64()
+                && !(1..=65535).contains(&number)
+            {
+                errors.push(FieldError::invalid(
+                    at(field),
+                    &port[field],
+                    "must be between 1 and 65535, inclusive",
+                ));
+            }
+        }
+        if !matches!(port["protocol"].as_str(), Some("TCP" | "UDP" | "SCTP")) {
+            errors.push(FieldError::not_supported(
+                at("protocol"),
+                &port["protocol"],
+                &["SCTP", "TCP", "UDP"],
+            ));
+        }
+        if !seen.insert((port["protocol"].to_string(), port["port"].to_string())) {
+            errors.push(FieldError::duplicate(format!("spec.ports[{i}]"), port));
+        }
+    }
+    errors
+}
+
+/// Endpoints.
+pub struct Endpoints;
+
+impl Strategy for Endpoints {
+    fn default(&self, object: &mut Value) {
+        for subset in items(object, "subsets") {
+            for port in items(subset, "ports") {
+                set_default(port, "protocol", "TCP");
+            }
+        }
+    }
+
+    fn allow_create_on_update(&self) -> bool {
+        true
+    }
+}
+
+/// EndpointSlices.
+pub struct EndpointSlice;
+
+impl Strategy for EndpointSlice {
+    fn default(&self, object: &mut Value) {
+        for port in items(object, "ports") {
+            if port.get("name").is_none_or(Value::is_null) {
+                port["name"] = "".into();
+            }
+            set_default(port, "protocol", "TCP");
+        }
+    }
+
+    fn validate_create(&self, _context: &StrategyContext, object: &Value) -> Vec<FieldError> {
+        let kind = &object["addressType"];
+        match kind.as_str() {
+            Some("IPv4" | "IPv6" | "FQDN") => Vec::new(),
+            None | Some("") => vec![FieldError::required("addressType", "")],
+            Some(_) => vec![FieldError::not_supported("addressType", kind, &["FQDN", "IPv4", "IPv6"])],
+        }
+    }
+
+    fn validate_update(&self, _context: &StrategyContext, new: &Value, old: &Value) -> Vec<FieldError> {
+        (new["addressType"] != old["addressType"])
+            .then(|| FieldError::invalid("addressType", &new["addressType"], "field is immutable"))
+            .into_iter()
+            .collect()
+    }
+}
+
+/// NetworkPolicies.
+pub struct NetworkPolicy;
+
+impl Strategy for NetworkPolicy {
+    fn default(&self, object: &mut Value) {
+        let Some(spec) = child(object, "spec") else { return };
+        for (list, _) in [("ingress", "from"), ("egress", "to")] {
+            for rule in items(spec, list) {
+                for port in items(rule, "ports") {
+                    set_default(port, "protocol", "TCP");
+                }
+            }
+        }
+        if spec["policyTypes"].as_array().is_none_or(Vec::is_empty) {
+            let egress = spec["egress"].as_array().is_some_and(|e| !e.is_empty());
+            spec["policyTypes"] = if egress { json!(["Ingress", "Egress"]) } else { json!(["Ingress"]) };
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn service_defaults_and_update() {
+        let mut service = json!({"spec": {"ports": [{"port": 80}], "type": "NodePort"}});
+        Service.default(&mut service);
+        assert_eq!(service["spec"]["ports"][0], json!({"port": 80, "protocol": "TCP", "targetPort": 80}));
+        assert_eq!(service["spec"]["externalTrafficPolicy"], "Cluster");
+        let mut old = service.clone();
+        old["spec"]["clusterIP"] = "10.96.0.5".into();
+        old["spec"]["ports"][0]["nodePort"] = 30001.into();
+        let mut new = service.clone();
+        Service.prepare_for_update(&StrategyContext::default(), &mut new, &old);
+        assert_eq!(new["spec"]["clusterIP"], "10.96.0.5");
+        assert_eq!(new["spec"]["ports"][0]["nodePort"], 30001);
+        new["spec"]["clusterIP"] = "10.96.0.6".into();
+        assert_eq!(Service.validate_update(&StrategyContext::default(), &new, &old).len(), 1);
+    }
+}

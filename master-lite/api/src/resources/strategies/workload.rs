@@ -1,0 +1,370 @@
+//! Kinds that carry a pod template (`pkg/apis/{apps,batch,core}/v1/defaults.go`).
+
+use serde_json::{Value, json};
+
+use super::pod::validate_pod_spec;
+use super::pod_template::default_pod_spec;
+use super::{child, items, object_at, set_default};
+use crate::field::FieldError;
+use crate::resources::{Strategy, StrategyContext};
+
+/// Defaults the template at a dotted path, if there is one.
+fn default_template(object: &mut Value, path: &str) {
+    let mut at = Some(object);
+    for key in path.split('.') {
+        at = at.and_then(|v| child(v, key));
+    }
+    if let Some(spec) = at.and_then(|template| child(template, "spec")) {
+        default_pod_spec(spec);
+    }
+}
+
+/// A template must be a valid pod that the selector selects.
+fn validate_template(object: &Value, restart: &[&str]) -> Vec<FieldError> {
+    let spec = &object["spec"];
+    let mut errors = Vec::new();
+    let selector = &spec["selector"];
+    if selector.is_null() {
+        errors.push(FieldError::required("spec.selector", ""));
+    } else if selector["matchLabels"].as_object().is_none_or(serde_json::Map::is_empty)
+        && selector["matchExpressions"].as_array().is_none_or(Vec::is_empty)
+    {
+        errors.push(FieldError::invalid(
+            "spec.selector",
+            selector,
+            "empty selector is invalid for deployment",
+        ));
+    }
+    let labels = &spec["template"]["metadata"]["labels"];
+    let missing =
+        selector["matchLabels"].as_object().into_iter().flatten().any(|(key, value)| labels[key] != *value);
+    if missing {
+        errors.push(FieldError::invalid(
+            "spec.template.metadata.labels",
+            labels,
+            "`selector` does not match template `labels`",
+        ));
+    }
+    errors.extend(validate_pod_spec(&spec["template"]["spec"], "spec.template.spec"));
+    let policy = &spec["template"]["spec"]["restartPolicy"];
+    if !restart.contains(&policy.as_str().unwrap_or("Always")) {
+        errors.push(FieldError::not_supported("spec.template.spec.restartPolicy", policy, restart));
+    }
+    errors.extend(not_negative(spec, "replicas"));
+    errors
+}
+
+fn not_negative(spec: &Value, field: &str) -> Option<FieldError> {
+    spec[field].as_i64().filter(|n| *n < 0).map(|_| {
+        FieldError::invalid(format!("spec.{field}"), &spec[field], "must be greater than or equal to 0")
+    })
+}
+
+fn immutable_selector(new: &Value, old: &Value) -> Option<FieldError> {
+    (new["spec"]["selector"] != old["spec"]["selector"])
+        .then(|| FieldError::invalid("spec.selector", &new["spec"]["selector"], "field is immutable"))
+}
+
+fn validate_workload_update(context: &StrategyContext, new: &Value, old: &Value) -> Vec<FieldError> {
+    if !context.subresource.is_empty() {
+        return Vec::new();
+    }
+    let mut errors = validate_template(new, &["Always"]);
+    errors.extend(immutable_selector(new, old));
+    errors
+}
+
+/// Deployments.
+pub struct Deployment;
+
+impl Strategy for Deployment {
+    fn default(&self, object: &mut Value) {
+        if let Some(spec) = child(object, "spec") {
+            set_default(spec, "replicas", 1);
+            if let Some(strategy) = object_at(spec, "strategy") {
+                set_default(strategy, "type", "RollingUpdate");
+                if strategy["type"] == "RollingUpdate"
+                    && let Some(rolling) = object_at(strategy, "rollingUpdate")
+                {
+                    set_default(rolling, "maxUnavailable", "25%");
+                    set_default(rolling, "maxSurge", "25%");
+                }
+            }
+            set_default(spec, "revisionHistoryLimit", 10);
+            set_default(spec, "progressDeadlineSeconds", 600);
+        }
+        default_template(object, "spec.template");
+    }
+
+    fn validate_create(&self, _context: &StrategyContext, object: &Value) -> Vec<FieldError> {
+        let mut errors = validate_template(object, &["Always"]);
+        let strategy = &object["spec"]["strategy"];
+        match strategy["type"].as_str() {
+            Some("RollingUpdate") | None => {}
+            Some("Recreate") if strategy["rollingUpdate"].is_null() => {}
+            Some("Recreate") => errors.push(FieldError::forbidden(
+                "spec.strategy.rollingUpdate",
+                "may not be specified when strategy `type` is 'Recreate'",
+            )),
+            Some(_) => errors.push(FieldError::not_supported(
+                "spec.strategy.type",
+                &strategy["type"],
+                &["Recreate", "RollingUpdate"],
+            )),
+        }
+        errors
+    }
+
+    fn validate_update(&self, context: &StrategyContext, new: &Value, old: &Value) -> Vec<FieldError> {
+        validate_workload_update(context, new, old)
+    }
+}
+
+/// ReplicaSets.
+pub struct ReplicaSet;
+
+impl Strategy for ReplicaSet {
+    fn default(&self, object: &mut Value) {
+        if let Some(spec) = child(object, "spec") {
+            set_default(spec, "replicas", 1);
+        }
+        default_template(object, "spec.template");
+    }
+
+    fn prepare_for_create(&self, _context: &StrategyContext, object: &mut Value) {
+        // Go's ReplicaSetStatus always prints its replicas.
+        object["status"] = json!({"replicas": 0});
+    }
+
+    fn validate_create(&self, _context: &StrategyContext, object: &Value) -> Vec<FieldError> {
+        validate_template(object, &["Always"])
+    }
+
+    fn validate_update(&self, context: &StrategyContext, new: &Value, old: &Value) -> Vec<FieldError> {
+        validate_workload_update(context, new, old)
+    }
+}
+
+/// StatefulSets.
+pub struct StatefulSet;
+
+impl Strategy for StatefulSet {
+    fn default(&self, object: &mut Value) {
+        if let Some(spec) = child(object, "spec") {
+            set_default(spec, "podManagementPolicy", "OrderedReady");
+            set_default(spec, "replicas", 1);
+            set_default(spec, "revisionHistoryLimit", 10);
+            if let Some(update) = object_at(spec, "updateStrategy") {
+                if update["type"].as_str().unwrap_or_default().is_empty() {
+                    update["type"] = "RollingUpdate".into();
+                    object_at(update, "rollingUpdate");
+                }
+                if update["type"] == "RollingUpdate"
+                    && let Some(rolling) = child(update, "rollingUpdate")
+                {
+                    set_default(rolling, "partition", 0);
+                }
+            }
+            if let Some(policy) = object_at(spec, "persistentVolumeClaimRetentionPolicy") {
+                set_default(policy, "whenDeleted", "Retain");
+                set_default(policy, "whenScaled", "Retain");
+            }
+            for claim in items(spec, "volumeClaimTemplates") {
+                super::PersistentVolumeClaim.default(claim);
+            }
+        }
+        default_template(object, "spec.template");
+    }
+
+    fn prepare_for_create(&self, _context: &StrategyContext, object: &mut Value) {
+        object["status"] = json!({"replicas": 0, "availableReplicas": 0});
+    }
+
+    fn validate_create(&self, _context: &StrategyContext, object: &Value) -> Vec<FieldError> {
+        validate_template(object, &["Always"])
+    }
+
+    fn validate_update(&self, context: &StrategyContext, new: &Value, old: &Value) -> Vec<FieldError> {
+        validate_workload_update(context, new, old)
+    }
+}
+
+/// DaemonSets.
+pub struct DaemonSet;
+
+impl Strategy for DaemonSet {
+    fn default(&self, object: &mut Value) {
+        if let Some(spec) = child(object, "spec") {
+            if let Some(update) = object_at(spec, "updateStrategy") {
+                set_default(update, "type", "RollingUpdate");
+                if update["type"] == "RollingUpdate"
+                    && let Some(rolling) = object_at(update, "rollingUpdate")
+                {
+                    set_default(rolling, "maxUnavailable", 1);
+                    set_default(rolling, "maxSurge", 0);
+                }
+            }
+            set_default(spec, "revisionHistoryLimit", 10);
+        }
+        default_template(object, "spec.template");
+    }
+
+    fn prepare_for_create(&self, _context: &StrategyContext, object: &mut Value) {
+        object["status"] = json!({
+            "currentNumberScheduled": 0, "numberMisscheduled": 0, "desiredNumberScheduled": 0, "numberReady": 0,
+        });
+    }
+
+    fn validate_create(&self, _context: &StrategyContext, object: &Value) -> Vec<FieldError> {
+        validate_template(object, &["Always"])
+    }
+
+    fn validate_update(&self, context: &StrategyContext, new: &Value, old: &Value) -> Vec<FieldError> {
+        validate_workload_update(context, new, old)
+    }
+}
+
+/// ReplicationControllers.
+pub struct ReplicationController;
+
+impl Strategy for ReplicationController {
+    fn default(&self, object: &mut Value) {
+        let labels = object["spec"]["template"]["metadata"]["labels"].clone();
+        if labels.as_object().is_some_and(|l| !l.is_empty()) {
+            if let Some(spec) = child(object, "spec") {
+                set_default(spec, "selector", labels.clone());
+            }
+            if let Some(metadata) = child(object, "metadata") {
+                set_default(metadata, "labels", labels);
+            }
+        }
+        if let Some(spec) = child(object, "spec") {
+            set_default(spec, "replicas", 1);
+        }
+        default_template(object, "spec.template");
+    }
+
+    fn prepare_for_create(&self, _context: &StrategyContext, object: &mut Value) {
+        object["status"] = json!({"replicas": 0});
+    }
+}
+
+/// Jobs.
+pub struct Job;
+
+fn default_job_spec(spec: &mut Value) {
+    if spec["completions"].is_null() && spec["parallelism"].is_null() {
+        spec["completions"] = 1.into();
+    }
+    set_default(spec, "parallelism", 1);
+    let per_index = !spec["backoffLimitPerIndex"].is_null();
+    set_default(spec, "backoffLimit", if per_index { i32::MAX } else { 6 });
+    set_default(spec, "completionMode", "NonIndexed");
+    set_default(spec, "suspend", false);
+    let policy = if spec["podFailurePolicy"].is_null() { "TerminatingOrFailed" } else { "Failed" };
+    set_default(spec, "podReplacementPolicy", policy);
+    set_default(spec, "manualSelector", false);
+}
+
+impl Strategy for Job {
+    fn default(&self, object: &mut Value) {
+        let labels = object["spec"]["template"]["metadata"]["labels"].clone();
+        if labels.as_object().is_some_and(|l| !l.is_empty())
+            && let Some(metadata) = child(object, "metadata")
+        {
+            set_default(metadata, "labels", labels);
+        }
+        if let Some(spec) = child(object, "spec") {
+            default_job_spec(spec);
+        }
+        default_template(object, "spec.template");
+    }
+
+    fn prepare_for_create(&self, _context: &StrategyContext, object: &mut Value) {
+        object["status"] = json!({});
+        if object["spec"]["manualSelector"].as_bool() == Some(true) {
+            return;
+        }
+        // The selector is the job's own uid, so that no two jobs ever fight over pods.
+        let (uid, name) = (object["metadata"]["uid"].clone(), object["metadata"]["name"].clone());
+        let Some(spec) = child(object, "spec") else { return };
+        spec["selector"] = json!({"matchLabels": {"batch.kubernetes.io/controller-uid": uid}});
+        if let Some(labels) = object_at(spec, "template")
+            .and_then(|t| object_at(t, "metadata"))
+            .and_then(|m| object_at(m, "labels"))
+        {
+            for (key, value) in [
+                ("batch.kubernetes.io/controller-uid", &uid),
+                ("controller-uid", &uid),
+                ("batch.kubernetes.io/job-name", &name),
+                ("job-name", &name),
+            ] {
+                labels[key] = value.clone();
+            }
+        }
+    }
+
+    fn validate_create(&self, _context: &StrategyContext, object: &Value) -> Vec<FieldError> {
+        validate_template(object, &["OnFailure", "Never"])
+    }
+
+    fn validate_update(&self, context: &StrategyContext, new: &Value, old: &Value) -> Vec<FieldError> {
+        if !context.subresource.is_empty() {
+            return Vec::new();
+        }
+        let mut errors: Vec<FieldError> = immutable_selector(new, old).into_iter().collect();
+        if new["spec"]["completionMode"] != old["spec"]["completionMode"] {
+            errors.push(FieldError::invalid(
+                "spec.completionMode",
+                &new["spec"]["completionMode"],
+                "field is immutable",
+            ));
+        }
+        errors
+    }
+}
+
+/// CronJobs.
+pub struct CronJob;
+
+impl Strategy for CronJob {
+    fn default(&self, object: &mut Value) {
+        if let Some(spec) = child(object, "spec") {
+            set_default(spec, "concurrencyPolicy", "Allow");
+            set_default(spec, "suspend", false);
+            set_default(spec, "successfulJobsHistoryLimit", 3);
+            set_default(spec, "failedJobsHistoryLimit", 1);
+        }
+        default_template(object, "spec.jobTemplate.spec.template");
+    }
+}
+
+/// A kind that holds a template at a path and nothing else of note.
+pub struct Templated(pub &'static str);
+
+impl Strategy for Templated {
+    fn default(&self, object: &mut Value) {
+        default_template(object, self.0);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn deployment_defaults() {
+        let mut object = json!({"spec": {
+            "selector": {"matchLabels": {"a": "b"}},
+            "template": {"metadata": {"labels": {"a": "b"}}, "spec": {"containers": [{"name": "c", "image": "i"}]}},
+        }});
+        Deployment.default(&mut object);
+        assert_eq!(object["spec"]["replicas"], 1);
+        assert_eq!(object["spec"]["strategy"]["rollingUpdate"]["maxSurge"], "25%");
+        assert_eq!(object["spec"]["template"]["spec"]["restartPolicy"], "Always");
+        assert!(object["spec"]["template"]["spec"]["enableServiceLinks"].is_null(), "pods only");
+        assert_eq!(Deployment.validate_create(&StrategyContext::default(), &object), []);
+        object["spec"]["template"]["metadata"]["labels"]["a"] = "c".into();
+        assert_eq!(Deployment.validate_create(&StrategyContext::default(), &object).len(), 1);
+    }
+}
