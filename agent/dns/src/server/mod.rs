@@ -1,0 +1,134 @@
+//! Sockets: queries in, answers out.
+
+mod sockets;
+mod tcp;
+mod udp;
+
+use std::sync::Arc;
+
+use hickory_proto::op::{Message, ResponseCode};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::config::DnsConfig;
+use crate::forward::Forwarder;
+use crate::respond::{Decision, Transport, decide, encode, limit, reply_to};
+use crate::{DnsError, SharedZone};
+pub use sockets::Sockets;
+
+/// What every socket's task works with.
+#[derive(Debug)]
+struct Service {
+    zone: SharedZone,
+    forwarder: Forwarder,
+}
+
+/// Answers queries on `sockets` from `zone` until `shutdown`.
+///
+/// # Errors
+/// [`DnsError::Socket`] when a socket can't be used; failures after that are logged and survived.
+pub async fn serve(
+    zone: SharedZone,
+    config: DnsConfig,
+    sockets: Sockets,
+    shutdown: CancellationToken,
+) -> Result<(), DnsError> {
+    let servers = config.upstream_servers();
+    tracing::info!(listen = ?config.listen, domain = config.domain, upstreams = ?servers, "serving cluster DNS");
+    let forwarder = Forwarder::new(servers, config.upstream_timeout, config.max_forwards);
+    let service = Arc::new(Service { zone, forwarder });
+    let mut tasks = JoinSet::new();
+    for socket in sockets.udp {
+        let socket = tokio::net::UdpSocket::from_std(socket).map_err(DnsError::Socket)?;
+        tasks.spawn(udp::serve(Arc::clone(&service), Arc::new(socket)));
+    }
+    let connections = Arc::new(tokio::sync::Semaphore::new(config.max_connections));
+    for listener in sockets.tcp {
+        let listener = tokio::net::TcpListener::from_std(listener).map_err(DnsError::Socket)?;
+        tasks.spawn(tcp::serve(Arc::clone(&service), listener, Arc::clone(&connections)));
+    }
+    shutdown.cancelled().await;
+    tasks.shutdown().await;
+    Ok(())
+}
+
+/// The first step with a query: an answer, or what takes longer.
+enum Step {
+    Silence,
+    Answer(Option<Vec<u8>>),
+    Wait(Box<Pending>),
+}
+
+/// A query that an upstream server must help with.
+struct Pending {
+    decision: Decision,
+    limit: usize,
+    transport: Transport,
+    request: Message,
+}
+
+impl Service {
+    /// Answers from the zone without waiting for anything.
+    fn step(&self, bytes: &[u8], transport: Transport) -> Step {
+        let decision = decide(&self.zone.read(), bytes, !self.forwarder.is_empty());
+        match decision {
+            Decision::Silence => Step::Silence,
+            Decision::Reply(reply) => {
+                let limit = limit(asked_payload(bytes, transport), transport);
+                Step::Answer(encode(*reply, limit))
+            }
+            slow => match Message::from_vec(bytes) {
+                Ok(request) => {
+                    let limit = limit(request.max_payload(), transport);
+                    Step::Wait(Box::new(Pending { decision: slow, limit, transport, request }))
+                }
+                // Unreachable: the same bytes were decoded for the decision.
+                Err(_undecodable) => Step::Silence,
+            },
+        }
+    }
+
+    /// Finishes what [`Service::step`] could not.
+    async fn finish(&self, pending: Pending) -> Option<Vec<u8>> {
+        let Pending { decision, limit, transport, request } = pending;
+        match decision {
+            Decision::Forward(message) => match self.forwarder.forward(&message, transport).await {
+                Some(answer) if answer.len() <= limit => {
+                    let mut bytes = answer.to_vec();
+                    bytes.get_mut(..2)?.copy_from_slice(&request.metadata.id.to_be_bytes());
+                    Some(bytes)
+                }
+                Some(_too_long) => {
+                    let mut reply = reply_to(&request, ResponseCode::NoError);
+                    reply.metadata.truncation = true;
+                    reply.metadata.recursion_available = true;
+                    encode(reply, limit)
+                }
+                None => encode(reply_to(&request, ResponseCode::ServFail), limit),
+            },
+            Decision::Complete { mut reply, target } => {
+                let kind = request.queries.first()?.query_type();
+                match self.forwarder.resolve(&target, kind).await {
+                    Some(answer) => {
+                        reply.metadata.response_code = answer.metadata.response_code;
+                        reply.add_answers(answer.answers.into_iter().take(MAX_COMPLETED));
+                    }
+                    None => reply.metadata.response_code = ResponseCode::ServFail,
+                }
+                encode(*reply, limit)
+            }
+            Decision::Silence | Decision::Reply(_) => None,
+        }
+    }
+}
+
+/// The most records that an upstream server may add to an alias.
+const MAX_COMPLETED: usize = 64;
+
+/// The payload size in a query's EDNS. Decoded again only for datagrams, where it matters.
+fn asked_payload(bytes: &[u8], transport: Transport) -> u16 {
+    match transport {
+        Transport::Tcp => u16::MAX,
+        Transport::Udp => Message::from_vec(bytes).map_or(512, |request| request.max_payload()),
+    }
+}

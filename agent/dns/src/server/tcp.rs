@@ -1,0 +1,71 @@
+//! Connections: length-prefixed queries, one after the other (RFC 7766).
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+use tokio::time::timeout;
+
+use super::{Service, Step};
+use crate::respond::Transport;
+
+/// How long a connection may be idle, or take for one query or answer.
+const IDLE: Duration = Duration::from_secs(10);
+
+/// Queries on one connection, after which it is closed: a connection slot isn't for ever.
+const MAX_QUERIES: usize = 1000;
+
+pub(super) async fn serve(service: Arc<Service>, listener: TcpListener, connections: Arc<Semaphore>) {
+    loop {
+        let Ok(permit) = Arc::clone(&connections).acquire_owned().await else { return };
+        match listener.accept().await {
+            Ok((stream, peer)) => {
+                let service = Arc::clone(&service);
+                tokio::spawn(async move {
+                    if let Err(error) = converse(&service, stream).await {
+                        tracing::debug!(%peer, %error, "DNS connection ended");
+                    }
+                    drop(permit);
+                });
+            }
+            Err(error) => {
+                // Out of descriptors, most likely: going round at once would only burn time.
+                tracing::warn!(%error, "accepting a DNS connection failed");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        }
+    }
+}
+
+async fn converse(service: &Service, mut stream: TcpStream) -> io::Result<()> {
+    for _ in 0..MAX_QUERIES {
+        let query = match timeout(IDLE, read_query(&mut stream)).await {
+            Ok(Err(e)) if e.kind() == io::ErrorKind::UnexpectedEof => return Ok(()),
+            Ok(query) => query?,
+            Err(_elapsed) => return Ok(()),
+        };
+        let answer = match service.step(&query, Transport::Tcp) {
+            Step::Silence => return Ok(()),
+            Step::Answer(answer) => answer,
+            Step::Wait(pending) => service.finish(*pending).await,
+        };
+        let Some(answer) = answer else { return Ok(()) };
+        let length = u16::try_from(answer.len()).map_err(io::Error::other)?;
+        // One write: a length in a packet of its own confuses some resolvers and wakes all of them twice.
+        let mut framed = length.to_be_bytes().to_vec();
+        framed.extend_from_slice(&answer);
+        timeout(IDLE, stream.write_all(&framed)).await??;
+    }
+    Ok(())
+}
+
+async fn read_query(stream: &mut TcpStream) -> io::Result<Vec<u8>> {
+    let length = stream.read_u16().await?;
+    // A peer that announces 64 kB and sends nothing holds no more than it has sent.
+    let mut query = Vec::new();
+    stream.take(u64::from(length)).read_to_end(&mut query).await?;
+    if query.len() < usize::from(length) { Err(io::ErrorKind::UnexpectedEof.into()) } else { Ok(query) }
+}
