@@ -18,6 +18,7 @@ mod store;
 pub use client::{JoinOptions, NodeIdentity, join};
 pub use csr::Template;
 pub use identity::Identity;
+pub(crate) use identity::{common_name, organizations};
 pub use rotation::rotation_deadline;
 pub use serving::ServingCertificate;
 pub use store::CertificateStore;
