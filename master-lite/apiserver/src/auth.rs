@@ -15,6 +15,7 @@ use crate::extension::{
     Connector, ExtensionKey, Extensions, MutatingAdmission, ServerHandles, ValidatingAdmission,
     VirtualResource,
 };
+use crate::kubelet_proxy;
 use crate::pki::{Pki, PkiError};
 use crate::reviews::{self, ReviewParts};
 
@@ -104,14 +105,15 @@ pub fn build(config: &AuthConfig, handles: &ServerHandles) -> Result<AuthStack, 
         node_restriction: node_restriction.clone(),
         reader: reader.clone(),
     });
+    let connectors = kubelet_proxy::connectors(&config.pki, reader.clone(), authorizer.clone())?;
     Ok(AuthStack {
         pki: config.pki.clone(),
         authenticator,
         authorizer: authorizer.clone(),
-        mutating: admission::mutating(&reader, node_restriction.clone()),
+        mutating: admission::mutating(&reader, node_restriction),
         validating: admission::validating(&reader, &authorizer),
         virtual_resources,
-        connectors: HashMap::new(),
+        connectors,
         openid,
     })
 }

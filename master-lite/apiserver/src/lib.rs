@@ -9,6 +9,7 @@ pub mod auth;
 pub mod authn;
 pub mod authz;
 pub mod extension;
+pub mod kubelet_proxy;
 pub mod pki;
 pub mod request_info;
 pub mod reviews;

@@ -161,7 +161,7 @@ mod tests {
 
     #[tokio::test]
     async fn classes_resolve() {
-        let classes = vec![
+        let classes = [
             (
                 GROUP,
                 "priorityclasses",

@@ -98,11 +98,10 @@ fn complete(spec: &mut Map<String, Value>, account: &Value, new_volume: &str) {
     }
     let has_pull_secrets =
         spec.get("imagePullSecrets").and_then(Value::as_array).is_some_and(|s| !s.is_empty());
-    if let (false, Some(secrets)) = (has_pull_secrets, account["imagePullSecrets"].as_array()) {
-        if !secrets.is_empty() {
-            let names: Vec<Value> = secrets.iter().map(|s| json!({"name": s["name"]})).collect();
-            spec.insert("imagePullSecrets".into(), Value::Array(names));
-        }
+    let secrets = account["imagePullSecrets"].as_array().filter(|s| !s.is_empty() && !has_pull_secrets);
+    if let Some(secrets) = secrets {
+        let names: Vec<Value> = secrets.iter().map(|s| json!({"name": s["name"]})).collect();
+        spec.insert("imagePullSecrets".into(), Value::Array(names));
     }
 }
 
