@@ -183,6 +183,13 @@ fn compile(sysroot: &Path, linker: &Path) -> Result<PathBuf> {
         ["-Cdebuginfo=2", "-Clink-arg=--btf", "-Clinker=bpf-linker", r#"--cfg=bpf_target_arch="x86_64""#];
     let mut path = vec![linker.parent().map(Path::to_owned).unwrap_or_default()];
     path.extend(std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default()));
+    // cargo does not see what the wrapper adds.
+    let stamp = target.join("remaps");
+    if fs::read_to_string(&stamp).unwrap_or_default() != remaps.join("\n") {
+        let _ = fs::remove_dir_all(&target);
+        fs::create_dir_all(&target)?;
+        fs::write(&stamp, remaps.join("\n"))?;
+    }
     let mut build = Command::new("cargo");
     build.current_dir(&programs).args([
         "build",
