@@ -1,1 +1,19 @@
-//! keelson-proxy
+//! Services on a node: compiled to the content of BPF maps, and kept there.
+//!
+//! - [`compile`] is pure: Services and EndpointSlices to a [`MapImage`].
+//! - [`diff`] is pure: what the kernel holds and the image wanted to an ordered list of [`MapOp`]s, such that no
+//!   connection ever sees half a Service.
+//! - [`kernel`] loads and attaches the programs and executes the operations. Everything is pinned: a restarted agent
+//!   takes over what it finds, and traffic never stops.
+//! - [`run`] ties them to the API.
+
+mod compile;
+mod diff;
+mod error;
+pub mod kernel;
+mod run;
+
+pub use compile::{MapImage, NodeContext, Target, compile};
+pub use diff::{Installed, MapOp, diff};
+pub use error::ProxyError;
+pub use run::{ProxyConfig, run};

@@ -7,8 +7,8 @@
 
 use aya_ebpf::bindings::bpf_sock_addr;
 use aya_ebpf::btf_maps::{HashMap, LruHashMap};
-use aya_ebpf::helpers::{bpf_get_prandom_u32, bpf_ktime_get_ns};
 use aya_ebpf::helpers::generated::{bpf_get_netns_cookie, bpf_get_socket_cookie, bpf_set_retval};
+use aya_ebpf::helpers::{bpf_get_prandom_u32, bpf_ktime_get_ns};
 use aya_ebpf::macros::{btf_map, cgroup_sock_addr};
 use aya_ebpf::programs::SockAddrContext;
 use keelson_ebpf_abi::{
@@ -68,11 +68,14 @@ fn decide(ctx: &SockAddrContext, address: Be32, port: Be16, protocol: u32) -> Ve
             None => Verdict::Pass,
         };
     };
-    if frontend.slots == 0 {
-        return Verdict::Refuse;
-    }
     let backend = if frontend.affinity_seconds == 0 { pick(frontend) } else { pick_sticky(ctx, frontend) };
-    match backend {
+    if let Some(backend) = backend {
+        return Verdict::To(backend);
+    }
+    // Either there is no endpoint, or the agent replaced the frontend between the two look-ups and has already
+    // removed the slots of the old generation: what the frontend says now decides.
+    // SAFETY: as above.
+    match unsafe { FRONTENDS.get(key) }.and_then(pick) {
         Some(backend) => Verdict::To(backend),
         None => Verdict::Refuse,
     }
@@ -80,9 +83,13 @@ fn decide(ctx: &SockAddrContext, address: Be32, port: Be16, protocol: u32) -> Ve
 
 #[inline(always)]
 fn pick(frontend: &Frontend) -> Option<Backend> {
+    if frontend.slots == 0 {
+        return None;
+    }
     // SAFETY: the helper has no preconditions.
     let random = unsafe { bpf_get_prandom_u32() };
-    let slot = SlotKey { service: frontend.service, generation: frontend.generation, slot: random % frontend.slots };
+    let slot =
+        SlotKey { service: frontend.service, generation: frontend.generation, slot: random % frontend.slots };
     // SAFETY: slots of a generation are never changed, only removed after the frontend moved on.
     unsafe { SLOTS.get(slot) }.copied()
 }
