@@ -227,6 +227,20 @@ pub trait ObjectReader: Send + Sync + 'static {
     fn get(&self, resource: &GroupResource, namespace: Option<&str>, name: &str) -> Option<Arc<Value>>;
     /// All objects of a namespace, or of all (`None`), in the order of their keys.
     fn list(&self, resource: &GroupResource, namespace: Option<&str>) -> Vec<Arc<Value>>;
+    /// Those of [`list`](Self::list) whose `field`, a selectable one such as `spec.nodeName`, has this value. A cache
+    /// that keeps selectable fields answers without reading the other objects.
+    fn list_selected(
+        &self,
+        resource: &GroupResource,
+        namespace: Option<&str>,
+        field: &str,
+        value: &str,
+    ) -> Vec<Arc<Value>> {
+        let pointer = format!("/{}", field.replace('.', "/"));
+        let mut found = self.list(resource, namespace);
+        found.retain(|object| object.pointer(&pointer).and_then(Value::as_str).unwrap_or_default() == value);
+        found
+    }
     /// The store's revision up to which `resource` is read. Changes when an object of the resource changes, so
     /// that a reader may keep what it derived from a list as long as this stays the same.
     fn resource_version(&self, resource: &GroupResource) -> u64;

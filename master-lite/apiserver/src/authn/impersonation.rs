@@ -240,4 +240,12 @@ mod tests {
             .is_err()
         );
     }
+
+    proptest::proptest! {
+        #[test]
+        fn decoding_never_fails(text in "[%0-9a-zA-Z/é]{0,40}") {
+            let decoded = percent_decode(&text);
+            proptest::prop_assert!(text.contains('%') || decoded == text);
+        }
+    }
 }

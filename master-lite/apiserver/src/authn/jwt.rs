@@ -190,4 +190,23 @@ pub(crate) mod tests {
         assert_eq!(jwk["keys"][0]["x"].as_str().map(str::len), Some(43));
         assert!(jwk["keys"][0].get("d").is_none());
     }
+
+    proptest::proptest! {
+        #[test]
+        fn nothing_made_up_is_accepted(token in "[A-Za-z0-9_.{}=-]{0,200}") {
+            let _ = claimed_issuer(&token);
+            proptest::prop_assert!(key().verify(&token).is_err());
+        }
+
+        #[test]
+        fn no_changed_byte_goes_unseen(at in 0usize..400, to in "[A-Za-z0-9_-]") {
+            let ours = key();
+            let token = ours.sign(&json!({"iss": "https://x", "sub": "a"})).unwrap();
+            let at = at % token.len();
+            let mut changed = token.clone();
+            changed.replace_range(at..=at, &to);
+            // The last character of a part may hold bits that don't count; strict decoding refuses those too.
+            proptest::prop_assert!(changed == token || ours.verify(&changed).is_err());
+        }
+    }
 }

@@ -28,6 +28,18 @@ pub fn anonymous() -> UserInfo {
     UserInfo::new("system:anonymous", &["system:unauthenticated"])
 }
 
+/// The user of a component in this process, by its name: a service account such as
+/// `system:serviceaccount:kube-system:deployment-controller` has its account's groups, any other just
+/// `system:authenticated`.
+pub fn component(name: &str) -> UserInfo {
+    let groups = service_account::split_user(name).map(|(namespace, _)| service_account::groups(namespace));
+    authenticated(UserInfo {
+        name: name.to_owned(),
+        groups: groups.unwrap_or_default(),
+        ..UserInfo::default()
+    })
+}
+
 /// Seconds since the epoch.
 pub(crate) fn now() -> i64 {
     chrono::Utc::now().timestamp()
@@ -141,6 +153,16 @@ mod tests {
     use crate::authz::ClusterAuthorizer;
     use crate::authz::fake::FakeReader;
     use crate::pki::{Pki, PkiConfig, Profile};
+
+    #[test]
+    fn components_have_their_groups() {
+        let account = component("system:serviceaccount:kube-system:node-controller");
+        assert_eq!(
+            account.groups,
+            ["system:serviceaccounts", "system:serviceaccounts:kube-system", AUTHENTICATED]
+        );
+        assert_eq!(component("system:kube-scheduler").groups, [AUTHENTICATED]);
+    }
 
     #[tokio::test]
     async fn credentials_in_order() {

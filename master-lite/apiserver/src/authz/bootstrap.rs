@@ -1,6 +1,7 @@
 //! The default roles and bindings: upstream's bootstrap policy, those that kubeadm adds for joining nodes, and
 //! `keelson:node-agent`, which lets a node's agent read what upstream's kube-proxy reads with its own account
-//! (the agent is kubelet and proxy in one, with one identity).
+//! (the agent is kubelet and proxy in one, with one identity), and `keelson:kubelet-serving-approver`, since the master
+//! verifies the serving certificates of kubelets and so approves nodes' own requests for them.
 //!
 //! The table is `bootstrap_policy.json` (facts of Kubernetes v1.36). [`reconcile`] follows upstream's
 //! `rbac/reconciliation`: missing rules and subjects are added, extra ones that an administrator put there stay,
@@ -224,7 +225,7 @@ mod tests {
         // Upstream v1.36 has 69 + 50 + 7 + 7; the rest is kubeadm's for joining nodes and our own.
         assert_eq!(
             (count("ClusterRole"), count("ClusterRoleBinding"), count("Role"), count("RoleBinding")),
-            (71, 57, 7, 7)
+            (71, 58, 7, 7)
         );
         for binding in &TABLE.cluster_role_bindings {
             assert!(binding.subjects.iter().all(|s| subject(s).is_some()), "{}", binding.name);
@@ -296,6 +297,8 @@ mod tests {
             false,
         );
         check("x", &["kubeadm:cluster-admins"], "", "delete", "", "nodes", true);
+        check("system:node:n", &["system:nodes"], "", "watch", "discovery.k8s.io", "endpointslices", true);
+        check("system:node:n", &["system:nodes"], "", "list", "", "secrets", false);
         let rs = "system:serviceaccount:kube-system:replicaset-controller";
         check(rs, &[], "a", "create", "", "pods", true);
         check(rs, &[], "a", "get", "", "secrets", false);

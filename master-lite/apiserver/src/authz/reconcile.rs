@@ -113,3 +113,77 @@ async fn send(
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::convert::Infallible;
+    use std::sync::Arc;
+
+    use http::{Method, Request, Response, StatusCode};
+    use http_body_util::BodyExt as _;
+    use parking_lot::Mutex;
+    use serde_json::json;
+
+    use super::*;
+
+    type Objects = Arc<Mutex<HashMap<String, Value>>>;
+
+    /// An API that keeps objects by path and answers lists of all below a collection.
+    async fn serve(
+        objects: Objects,
+        request: Request<kube::client::Body>,
+    ) -> Result<Response<kube::client::Body>, Infallible> {
+        let (parts, body) = request.into_parts();
+        let body = body.collect().await.map(|b| b.to_bytes()).unwrap_or_default();
+        let object: Value = serde_json::from_slice(&body).unwrap_or_default();
+        let path = parts.uri.path().to_owned();
+        let mut objects = objects.lock();
+        let mut status = StatusCode::OK;
+        let answer = match parts.method {
+            Method::GET => {
+                let plural = path.rsplit('/').next().unwrap_or_default();
+                let items: Vec<Value> = objects
+                    .iter()
+                    .filter(|(p, _)| p.split('/').any(|s| s == plural))
+                    .map(|(_, o)| o.clone())
+                    .collect();
+                json!({"items": items})
+            }
+            Method::POST => {
+                let key = format!("{path}/{}", text(&object, "/metadata/name"));
+                if objects.contains_key(&key) {
+                    status = StatusCode::CONFLICT;
+                    json!({"kind": "Status", "status": "Failure", "message": "there", "reason": "AlreadyExists", "code": 409})
+                } else {
+                    objects.insert(key, object.clone());
+                    object
+                }
+            }
+            Method::PUT => {
+                objects.insert(path, object.clone());
+                object
+            }
+            _ => objects.remove(&path).unwrap_or_default(),
+        };
+        Ok(Response::builder()
+            .status(status)
+            .body(kube::client::Body::from(answer.to_string().into_bytes()))
+            .unwrap())
+    }
+
+    #[tokio::test]
+    async fn the_policy_is_written_once_and_mended() {
+        let stored = Objects::default();
+        let service = stored.clone();
+        let client =
+            kube::Client::new(tower::service_fn(move |request| serve(service.clone(), request)), "default");
+        let first = reconcile_policy(&client).await.unwrap();
+        assert_eq!(first, Summary { created: objects().len(), updated: 0 });
+        assert_eq!(reconcile_policy(&client).await.unwrap(), Summary::default());
+        let base = format!("/apis/{RBAC_GROUP}/v1/clusterrolebindings/cluster-admin");
+        stored.lock().get_mut(&base).unwrap()["subjects"] = json!([]);
+        stored.lock().remove(&format!("/apis/{RBAC_GROUP}/v1/clusterroles/view"));
+        assert_eq!(reconcile_policy(&client).await.unwrap(), Summary { created: 1, updated: 1 });
+        assert_eq!(stored.lock()[&base]["subjects"][0]["name"], "system:masters");
+    }
+}

@@ -1,7 +1,7 @@
 //! Which objects a pod gives its node the right to read: the Node authorizer's relations.
 //!
 //! Upstream keeps a graph fed by informers (`authorizer/node/graph.go`). Here the question is answered from the
-//! watch cache itself, by looking at the pods of the one namespace in question: nothing to keep in step, and a node
+//! watch cache itself, by looking at the node's pods in the one namespace in question: nothing to keep in step, and a node
 //! that has just seen its pod in a watch is never refused because a graph lags behind.
 
 use keelson_api::meta::GroupResource;
@@ -66,9 +66,9 @@ fn owned(reader: &dyn ObjectReader, group: &str, resource: &str, name: &str, nod
 
 fn pod_related(reader: &dyn ObjectReader, node: &str, kind: Related, namespace: &str, name: &str) -> bool {
     reader
-        .list(&GroupResource::new("", "pods"), Some(namespace))
+        .list_selected(&GroupResource::new("", "pods"), Some(namespace), "spec.nodeName", node)
         .iter()
-        .any(|pod| text(pod, "/spec/nodeName") == node && !is_mirror(pod) && references(pod, kind, name))
+        .any(|pod| !is_mirror(pod) && references(pod, kind, name))
 }
 
 fn volume_related(reader: &dyn ObjectReader, node: &str, volume: &Value) -> bool {

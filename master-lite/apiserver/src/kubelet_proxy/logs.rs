@@ -226,4 +226,13 @@ mod tests {
         check(&[("stream", "Stdout")], Ok("stream=Stdout"));
         check(&[("stream", "x")], Err("stream: Unsupported value"));
     }
+
+    proptest::proptest! {
+        #[test]
+        fn encoded_text_is_one_segment(text in "\\PC{0,40}") {
+            let encoded = encode(&text);
+            let uri: http::Uri = format!("/x/{encoded}?a={encoded}").parse().unwrap();
+            proptest::prop_assert_eq!(uri.path(), format!("/x/{encoded}"));
+        }
+    }
 }
