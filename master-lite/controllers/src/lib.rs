@@ -4,14 +4,25 @@
 //! shared informers and returns the future that does its work. They know the API through [`kube::Client`] alone, and
 //! each acts as its own user, as upstream's do with `--use-service-account-credentials`.
 
+pub mod certificates;
 pub mod config;
 pub mod context;
 pub mod deployment;
+pub mod discovery;
+pub mod endpoints;
+pub mod endpointslice;
 pub mod error;
 pub mod expectations;
+pub mod garbagecollector;
 pub mod informers;
+pub mod namespace;
+pub mod node;
 pub mod pod_control;
+pub mod podgc;
 pub mod replicaset;
+pub mod root_ca;
+pub mod serviceaccount;
+pub mod token_cleaner;
 
 pub use config::{ClientFactory, ControllersConfig, SigningConfig};
 pub use error::Error;
@@ -29,6 +40,21 @@ const CONTROLLERS: &[Row] = &[
     ("deployment-controller", deployment::start),
     ("replicaset-controller", replicaset::start_replica_sets),
     ("replicationcontroller-controller", replicaset::start_replication_controllers),
+    ("endpointslice-controller", endpointslice::start),
+    ("endpoints-controller", endpoints::start),
+    ("endpointslice-mirroring-controller", endpointslice::mirroring::start),
+    ("namespace-controller", namespace::start),
+    ("garbage-collector-controller", garbagecollector::start),
+    ("serviceaccount-controller", serviceaccount::start),
+    ("root-ca-certificate-publisher-controller", root_ca::start),
+    ("node-lifecycle-controller", node::lifecycle::start),
+    ("taint-eviction-controller", node::taint_eviction::start),
+    ("node-ipam-controller", node::ipam::start),
+    ("certificatesigningrequest-approving-controller", certificates::approver::start),
+    ("certificatesigningrequest-signing-controller", certificates::signer::start),
+    ("certificatesigningrequest-cleaner-controller", certificates::cleaner::start),
+    ("token-cleaner-controller", token_cleaner::start),
+    ("pod-garbage-collector-controller", podgc::start),
 ];
 
 /// Runs all controllers until `shutdown`. With leader election they run while this process leads, and it takes
