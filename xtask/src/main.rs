@@ -3,6 +3,7 @@
 mod build;
 mod cluster;
 mod ebpf;
+mod schema_facts;
 mod test;
 
 use anyhow::Result;
@@ -32,6 +33,12 @@ enum Command {
     BuildEbpf(ebpf::BuildEbpfArgs),
     /// Assemble the container images that tests and the sample use.
     Images,
+    /// Write the facts about API types that keelson-api embeds, from the published Go modules.
+    SchemaFacts {
+        /// Only compare with the committed file; fail when it differs.
+        #[arg(long)]
+        check: bool,
+    },
 }
 
 fn main() -> Result<()> {
@@ -44,5 +51,6 @@ fn main() -> Result<()> {
         Command::Test(args) => test::run(&args),
         Command::BuildEbpf(args) => ebpf::run(&args),
         Command::Images => build::images(),
+        Command::SchemaFacts { check } => schema_facts::run(check),
     }
 }

@@ -4,6 +4,10 @@
 //!
 //! Objects are trees ([`serde_json::Value`]); nothing here does IO.
 
+pub mod codec;
 pub mod field;
 pub mod meta;
+pub mod quantity;
 pub mod resources;
+pub mod schema;
+pub mod time;
