@@ -11,6 +11,7 @@ pub mod events;
 pub mod node;
 pub mod objects;
 pub mod pods;
+pub mod probes;
 pub mod quantity;
 pub mod server;
 pub mod status;

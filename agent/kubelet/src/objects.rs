@@ -200,7 +200,7 @@ pub struct ObjectCache {
 }
 
 /// The objects of one pod, held as long as the pod is here.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub struct PodObjects {
     held: HashMap<(ObjectKind, String), Arc<Watched>>,
 }

@@ -1,17 +1,25 @@
 //! The door to the pods of this node: [`PodManager`].
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{Pod, Service};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use keelson_cri::{ImageService, RuntimeService};
-use parking_lot::RwLock;
+use kube::runtime::reflector::{self, store::Writer};
+use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
 
-use super::observed::ObservedPod;
+use super::context::Context;
+use super::pull::Puller;
+use super::source;
+use super::table::PodTable;
+use crate::clock::Clock;
+use crate::events::{self, EventSink};
+use crate::objects::ObjectCache;
+use crate::volumes::mounter::{HostMounter, Mounter};
 
 /// What the pod half of the kubelet must know of its node.
 #[derive(Debug, Clone)]
@@ -62,24 +70,12 @@ impl PodManagerConfig {
     }
 }
 
-/// One pod of this node, as readers see it.
-struct PodEntry {
-    pod: Arc<Pod>,
-    observed: Arc<ObservedPod>,
-}
-
 /// All pods of this node: runs their workers, answers what the kubelet server asks.
 pub struct PodManager {
-    #[expect(dead_code, reason = "read by the workers")]
-    config: PodManagerConfig,
-    #[expect(dead_code, reason = "read by the workers")]
-    client: kube::Client,
-    #[expect(dead_code, reason = "read by the workers")]
-    runtime: Arc<dyn RuntimeService>,
-    #[expect(dead_code, reason = "read by the workers")]
-    images: Arc<dyn ImageService>,
-    /// By pod uid.
-    table: RwLock<HashMap<String, PodEntry>>,
+    ctx: Arc<Context>,
+    table: Arc<PodTable>,
+    /// Taken by the first [`PodManager::run`].
+    starter: Mutex<Option<(EventSink, Writer<Service>)>>,
 }
 
 impl PodManager {
@@ -90,53 +86,68 @@ impl PodManager {
         runtime: Arc<dyn RuntimeService>,
         images: Arc<dyn ImageService>,
     ) -> Arc<Self> {
-        Arc::new(Self { config, client, runtime, images, table: RwLock::default() })
+        Self::with_parts(config, client, runtime, images, Arc::new(HostMounter), Clock::System)
     }
 
-    /// Runs until `shutdown`. Pods are left as they are: the next run adopts them.
+    /// As [`PodManager::new`], with mounts and time of the caller.
+    pub fn with_parts(
+        config: PodManagerConfig,
+        client: kube::Client,
+        runtime: Arc<dyn RuntimeService>,
+        images: Arc<dyn ImageService>,
+        mounter: Arc<dyn Mounter>,
+        clock: Clock,
+    ) -> Arc<Self> {
+        let (events, sink) = events::channel(client.clone(), &config.node_name);
+        let (services, writer) = reflector::store();
+        let ctx = Context {
+            objects: ObjectCache::new(client.clone()),
+            puller: Puller::new(clock),
+            config,
+            client,
+            runtime,
+            images,
+            events,
+            services,
+            mounter,
+            clock,
+        };
+        let starter = Mutex::new(Some((sink, writer)));
+        Arc::new(Self { ctx: Arc::new(ctx), table: Arc::default(), starter })
+    }
+
+    /// Runs until `shutdown`. Pods are left as they are: the next run adopts them. A second call returns at once.
     pub async fn run(self: Arc<Self>, shutdown: CancellationToken) {
-        shutdown.cancelled().await;
+        let Some((sink, writer)) = self.starter.lock().take() else { return };
+        tokio::join!(
+            sink.run(shutdown.clone()),
+            source::follow_services(self.ctx.client.clone(), writer, shutdown.clone()),
+            source::follow_pods(self.ctx.clone(), self.table.clone(), shutdown.clone()),
+        );
     }
 
     /// The pod of that name. When an old pod of the same name is still ending, the newer one.
     pub fn get_pod(&self, namespace: &str, name: &str) -> Option<Arc<Pod>> {
-        let table = self.table.read();
-        let same_name = table.values().map(|e| &e.pod).filter(|p| {
-            p.metadata.namespace.as_deref() == Some(namespace) && p.metadata.name.as_deref() == Some(name)
-        });
-        same_name.max_by_key(|p| p.metadata.creation_timestamp.clone()).cloned()
+        self.table.by_name(namespace, name)
     }
 
     /// All pods of this node.
     pub fn pods(&self) -> Vec<Arc<Pod>> {
-        self.table.read().values().map(|e| e.pod.clone()).collect()
+        self.table.pods()
     }
 
     /// Id of a pod's container: the newest, or the one before it when `previous`.
     pub fn container_id(&self, pod_uid: &str, container_name: &str, previous: bool) -> Option<String> {
-        self.with_container(pod_uid, container_name, previous, |c| c.id.clone())
+        self.table.container(pod_uid, container_name, previous, |c| c.id.clone())
     }
 
     /// Id of the pod's sandbox, when it is ready.
     pub fn sandbox_id(&self, pod_uid: &str) -> Option<String> {
-        let table = self.table.read();
-        table.get(pod_uid)?.observed.ready_sandbox().map(|s| s.id.clone())
+        self.table.sandbox_id(pod_uid)
     }
 
     /// Log file of a pod's container: of the newest, or of the one before it when `previous`.
     pub fn log_path(&self, pod_uid: &str, container_name: &str, previous: bool) -> Option<PathBuf> {
-        self.with_container(pod_uid, container_name, previous, |c| c.log_path.clone())
-    }
-
-    fn with_container<T>(
-        &self,
-        pod_uid: &str,
-        name: &str,
-        previous: bool,
-        f: impl FnOnce(&keelson_cri::ContainerStatus) -> T,
-    ) -> Option<T> {
-        let table = self.table.read();
-        let observed = &table.get(pod_uid)?.observed;
-        if previous { observed.previous(name) } else { observed.container(name) }.map(f)
+        self.table.log_path(pod_uid, container_name, previous)
     }
 }

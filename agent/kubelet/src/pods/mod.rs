@@ -1,19 +1,38 @@
 //! Pods bound to this node: where they come from, what is decided about them, and who does it.
 //!
 //! - [`PodManager`] is the door: the wiring runs it, the kubelet server asks it.
+//! - `source` watches the API and the runtime and keeps one `worker` for each pod.
+//! - A worker takes [`event`]s, asks [`decide`] (and below it [`actions`]) what to do, and has `ops` do it.
 //! - [`ObservedPod`] is what the runtime says of one pod.
-//! - [`actions`] decides, purely, what a pod needs next.
 
 pub mod actions;
+pub mod admission;
 pub mod backoff;
+mod container_config;
+mod context;
+pub mod decide;
+pub mod dns;
+pub mod event;
+mod gc;
+mod hooks;
+pub mod hosts;
 mod manager;
 mod observed;
+mod ops;
 pub mod podext;
+mod pull;
 pub mod qos;
 pub mod resources;
+mod sandbox;
 pub mod security;
+mod source;
+pub mod start;
+mod stop;
+mod table;
+mod termination;
 #[cfg(test)]
 pub(crate) mod testing;
+mod worker;
 
 pub use manager::{PodManager, PodManagerConfig};
 pub use observed::ObservedPod;

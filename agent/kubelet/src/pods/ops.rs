@@ -1,0 +1,221 @@
+//! The work that a pod's worker has done: each function is one [`Op`](super::decide::Op) and ends in one [`Done`].
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::{Container, Pod};
+use keelson_cri::{CriError, PodSandboxStatus};
+use kube::api::{Api, DeleteParams, Preconditions};
+
+use super::actions::Kill;
+use super::context::Context;
+use super::event::Done;
+use super::observed::ObservedPod;
+use super::podext::{ContainerKind, PodExt};
+use super::sandbox::{dns_of, sandbox_config};
+use super::start::{StartError, StartInput, start_container};
+use super::stop::{StopInput, stop_container, stop_pod};
+use crate::env::fieldref::Addresses;
+use crate::events::EventType;
+use crate::objects::PodObjects;
+use crate::status::writer;
+use crate::volumes::setup::{Outcome, VolumeContext, remove_dir, set_up, tear_down};
+use crate::volumes::token::PodTokens;
+
+const DELETE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Sets up or updates all volumes. Runs on a blocking thread: it walks folders and may meet slow storage.
+pub async fn volumes(ctx: Arc<Context>, pod: Arc<Pod>, objects: PodObjects, tokens: Arc<PodTokens>) -> Done {
+    let objects = objects.view().await;
+    let handle = tokio::runtime::Handle::current();
+    let work = tokio::task::spawn_blocking(move || {
+        let pod_dir = ctx.pod_dir(PodExt::uid(&*pod));
+        let addresses = Addresses { pod_ips: Vec::new(), host_ips: ctx.config.node_ips.clone() };
+        let context = VolumeContext {
+            pod: &pod,
+            pod_dir: &pod_dir,
+            objects: &objects,
+            addresses: &addresses,
+            allocatable: &ctx.config.allocatable,
+            tokens: &tokens,
+            mounter: &*ctx.mounter,
+        };
+        handle.block_on(set_up(&context))
+    });
+    match work.await {
+        Ok(outcome) => Done::Volumes(outcome),
+        Err(error) => {
+            let error = crate::volumes::VolumeError::Retry(error.to_string());
+            let failure = crate::volumes::setup::Failure { volume: "*".into(), error };
+            Done::Volumes(Outcome { failures: vec![failure], renew_at: None })
+        }
+    }
+}
+
+/// Stops what is left of old sandboxes, then makes a new one.
+pub async fn sandbox(
+    ctx: Arc<Context>,
+    pod: Arc<Pod>,
+    attempt: u32,
+    stale: Vec<String>,
+    observed: Arc<ObservedPod>,
+) -> Done {
+    let work = async {
+        if !stale.is_empty() {
+            stop_pod(&ctx, &pod, &observed, None).await.map_err(|e| e.to_string())?;
+        }
+        for (reason, text) in dns_of(&ctx, &pod).1 {
+            ctx.events.pod(&pod, EventType::Warning, reason, text);
+        }
+        let config = sandbox_config(&ctx, &pod, attempt)?;
+        ctx.runtime.run_pod_sandbox(config).await.map_err(|e| e.to_string())
+    };
+    Done::Sandbox(work.await)
+}
+
+/// One container to start.
+pub struct StartJob {
+    /// Shared parts.
+    pub ctx: Arc<Context>,
+    /// The pod.
+    pub pod: Arc<Pod>,
+    /// Which list the container stands in.
+    pub kind: ContainerKind,
+    /// The container.
+    pub container: Container,
+    /// `restartCount`.
+    pub attempt: u32,
+    /// The ready sandbox.
+    pub sandbox: PodSandboxStatus,
+    /// ConfigMaps and Secrets.
+    pub objects: PodObjects,
+    /// Tokens.
+    pub tokens: Arc<PodTokens>,
+}
+
+/// Starts a container.
+pub async fn start(job: StartJob) -> Done {
+    let name = job.container.name.clone();
+    let target = job.pod.ephemeral_containers().iter().find(|e| e.name == name);
+    let target = target.and_then(|e| e.target_container_name.as_deref()).filter(|t| !t.is_empty());
+    if let Some(target) = target {
+        let message = format!(
+            "targetContainerName {target:?}: sharing the process namespace of one container is not supported by this node"
+        );
+        let text = format!("Error: {message}");
+        job.ctx.events.container(&job.pod, job.kind, &name, EventType::Warning, "Failed", text);
+        return Done::Started(name, Err(StartError::new("CreateContainerConfigError", message)));
+    }
+    let objects = job.objects.view().await;
+    let input = StartInput {
+        pod: &job.pod,
+        kind: job.kind,
+        container: &job.container,
+        attempt: job.attempt,
+        sandbox: &job.sandbox,
+        objects: &objects,
+        tokens: &job.tokens,
+    };
+    let result = start_container(&job.ctx, &input).await;
+    Done::Started(name, result)
+}
+
+/// Stops one container.
+pub async fn kill(ctx: Arc<Context>, pod: Arc<Pod>, kill: Kill, pod_ip: Option<IpAddr>) -> Done {
+    let found = pod.find_container(&kill.name);
+    let input = StopInput {
+        pod: &pod,
+        container: found.as_ref().map(|(k, c)| (*k, c)),
+        id: &kill.id,
+        name: &kill.name,
+        message: &kill.message,
+        reason: kill.reason,
+        grace: None,
+        pod_ip,
+    };
+    let result = stop_container(&ctx, &input, std::future::ready(())).await;
+    Done::Killed(kill.id.clone(), result.map_err(|e| e.to_string()))
+}
+
+/// Stops everything.
+pub async fn kill_pod(ctx: Arc<Context>, pod: Arc<Pod>, observed: Arc<ObservedPod>) -> Done {
+    Done::PodKilled(stop_pod(&ctx, &pod, &observed, None).await.map_err(|e| e.to_string()))
+}
+
+/// Removes the record of a dead container, with its log and its last words.
+pub async fn remove_container(ctx: Arc<Context>, id: String) -> Done {
+    if let Ok(status) = ctx.runtime.container_status(&id).await {
+        // Gone already is as good.
+        let _ = tokio::fs::remove_file(&status.log_path).await;
+    }
+    if let Err(error) = ctx.runtime.remove_container(&id).await {
+        tracing::warn!(%error, container = id, "dead container not removed");
+        // Not at once again.
+        tokio::time::sleep(Duration::from_secs(10)).await;
+    }
+    Done::Collected(id)
+}
+
+/// Removes a dead sandbox.
+pub async fn remove_sandbox(ctx: Arc<Context>, id: String) -> Done {
+    if let Err(error) = ctx.runtime.remove_pod_sandbox(&id).await {
+        tracing::warn!(%error, sandbox = id, "dead sandbox not removed");
+        tokio::time::sleep(Duration::from_secs(10)).await;
+    }
+    Done::Collected(id)
+}
+
+/// Writes the status.
+pub async fn write_status(ctx: Arc<Context>, pod: Arc<Pod>, patch: serde_json::Value) -> Done {
+    Done::Status(Box::new(writer::patch(&ctx.client, &pod, patch).await))
+}
+
+/// Unmounts all volumes of a pod that has ended.
+pub async fn unmount(ctx: Arc<Context>, uid: String) -> Done {
+    let work = tokio::task::spawn_blocking(move || tear_down(&*ctx.mounter, &ctx.pod_dir(&uid)));
+    Done::Unmounted(work.await.map_err(|e| e.to_string()).and_then(|r| r.map_err(|e| e.to_string())))
+}
+
+/// Deletes the API object of a pod that has ended: the last step of its graceful deletion. The uid makes sure that a
+/// new pod of the same name is not meant.
+pub async fn delete(ctx: Arc<Context>, pod: Arc<Pod>) -> Done {
+    let api: Api<Pod> = Api::namespaced(ctx.client.clone(), PodExt::namespace(&*pod));
+    let preconditions =
+        Preconditions { uid: Some(PodExt::uid(&*pod).to_owned()), ..Preconditions::default() };
+    let params = DeleteParams { grace_period_seconds: Some(0), ..DeleteParams::default() }
+        .preconditions(preconditions);
+    let call = tokio::time::timeout(DELETE_TIMEOUT, api.delete(PodExt::name(&*pod), &params));
+    Done::Deleted(match call.await {
+        Ok(Ok(_)) => Ok(()),
+        Ok(Err(kube::Error::Api(status))) if status.code == 404 || status.code == 409 => Ok(()),
+        Ok(Err(error)) => Err(error.to_string()),
+        Err(elapsed) => Err(elapsed.to_string()),
+    })
+}
+
+/// Removes records, folders and logs of a pod whose API object is gone.
+pub async fn forget(ctx: Arc<Context>, pod: Arc<Pod>, observed: Arc<ObservedPod>) -> Done {
+    let work = async {
+        for sandbox in &observed.sandboxes {
+            ctx.runtime.remove_pod_sandbox(&sandbox.id).await?;
+        }
+        for container in &observed.containers {
+            match ctx.runtime.remove_container(&container.id).await {
+                Ok(()) | Err(CriError::NotFound(_)) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    };
+    if let Err(error) = work.await {
+        return Done::Forgotten(Err(error.to_string()));
+    }
+    let folders = tokio::task::spawn_blocking(move || {
+        let uid = PodExt::uid(&*pod);
+        remove_dir(&*ctx.mounter, &ctx.pod_dir(uid)).map_err(|e| e.to_string())?;
+        super::gc::remove_logs(&ctx.config, &ctx.log_dir(PodExt::namespace(&*pod), PodExt::name(&*pod), uid))
+            .map_err(|e| e.to_string())
+    });
+    Done::Forgotten(folders.await.map_err(|e| e.to_string()).and_then(|r| r))
+}

@@ -1,0 +1,77 @@
+//! What readers outside the workers see of the pods of this node.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use k8s_openapi::api::core::v1::Pod;
+use keelson_cri::ContainerStatus;
+use parking_lot::RwLock;
+
+use super::observed::ObservedPod;
+use super::podext::PodExt;
+
+/// One pod of this node, as readers see it.
+#[derive(Clone)]
+pub struct PodEntry {
+    /// The pod as the API last sent it.
+    pub pod: Arc<Pod>,
+    /// The runtime's view.
+    pub observed: Arc<ObservedPod>,
+}
+
+/// All pods of this node by uid.
+#[derive(Default)]
+pub struct PodTable {
+    entries: RwLock<HashMap<String, PodEntry>>,
+}
+
+impl PodTable {
+    /// Adds a pod or replaces what is known of it.
+    pub fn set(&self, pod: Arc<Pod>, observed: Arc<ObservedPod>) {
+        self.entries.write().insert(PodExt::uid(&*pod).to_owned(), PodEntry { pod, observed });
+    }
+
+    /// Removes a pod.
+    pub fn remove(&self, uid: &str) {
+        self.entries.write().remove(uid);
+    }
+
+    /// The pod of that name. When an old pod of the same name is still ending, the newer one.
+    pub fn by_name(&self, namespace: &str, name: &str) -> Option<Arc<Pod>> {
+        let entries = self.entries.read();
+        let same = entries
+            .values()
+            .map(|e| &e.pod)
+            .filter(|p| PodExt::namespace(&***p) == namespace && PodExt::name(&***p) == name);
+        same.max_by_key(|p| p.metadata.creation_timestamp.clone()).cloned()
+    }
+
+    /// All pods.
+    pub fn pods(&self) -> Vec<Arc<Pod>> {
+        self.entries.read().values().map(|e| e.pod.clone()).collect()
+    }
+
+    /// Reads something of a container: the newest, or the one before it.
+    pub fn container<T>(
+        &self,
+        uid: &str,
+        name: &str,
+        previous: bool,
+        read: impl FnOnce(&ContainerStatus) -> T,
+    ) -> Option<T> {
+        let observed = self.entries.read().get(uid)?.observed.clone();
+        if previous { observed.previous(name) } else { observed.container(name) }.map(read)
+    }
+
+    /// Id of the ready sandbox.
+    pub fn sandbox_id(&self, uid: &str) -> Option<String> {
+        let observed = self.entries.read().get(uid)?.observed.clone();
+        observed.ready_sandbox().map(|s| s.id.clone())
+    }
+
+    /// Log file of a container.
+    pub fn log_path(&self, uid: &str, name: &str, previous: bool) -> Option<PathBuf> {
+        self.container(uid, name, previous, |c| c.log_path.clone())
+    }
+}

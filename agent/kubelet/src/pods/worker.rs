@@ -1,0 +1,734 @@
+//! One task for each pod: takes events, decides, has the work done, reports.
+//!
+//! The worker itself never waits for work: everything that takes time runs as a task of its own, and its end is one
+//! of the [`PodEvent`]s. What the worker knows is made new from the runtime after each event that concerns it, so that
+//! an agent that was restarted goes on where the old one stopped.
+
+use std::collections::{HashMap, HashSet};
+use std::future::Future;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use k8s_openapi::api::core::v1::{Container, Pod, PodStatus};
+use keelson_cri::{ContainerState, CriError};
+use tokio::sync::{Notify, watch};
+use tokio::task::{AbortHandle, JoinSet};
+use tokio_util::sync::CancellationToken;
+
+use super::actions::Kill;
+use super::admission;
+use super::backoff::{Backoff, INITIAL, MAX};
+use super::context::Context;
+use super::decide::{Action, Decision, Op, Situation, Stage, everything_stopped, sync_decision};
+use super::event::{Desired, Done, PodEvent};
+use super::observed::ObservedPod;
+use super::podext::{ContainerKind, PodExt};
+use super::start::pod_grace;
+use super::table::PodTable;
+use super::{ops, termination};
+use crate::events::EventType;
+use crate::objects::PodObjects;
+use crate::probes::ProbeKind;
+use crate::probes::worker::Probes;
+use crate::status::containers::{Facts, Waiting};
+use crate::status::generate::{Input, Verdict, generate};
+use crate::status::phase::Phase;
+use crate::status::writer::{self, WriteError};
+use crate::volumes::token::PodTokens;
+
+/// Failed work is tried again after this, doubling up to [`RETRY_MAX`].
+const RETRY: Duration = Duration::from_millis(500);
+/// Longest wait between two tries.
+const RETRY_MAX: Duration = Duration::from_secs(60);
+
+/// How the manager reaches a worker.
+pub struct WorkerHandle {
+    /// What is wanted.
+    pub desired: watch::Sender<Desired>,
+    /// Notified when the runtime has news.
+    pub runtime_changed: Arc<Notify>,
+}
+
+/// The state of one pod on this node.
+pub struct Worker {
+    ctx: Arc<Context>,
+    table: Arc<PodTable>,
+    desired: watch::Receiver<Desired>,
+    runtime_changed: Arc<Notify>,
+    objects_changed: Arc<Notify>,
+
+    pod: Arc<Pod>,
+    removed: bool,
+    stage: Stage,
+    verdict: Option<Verdict>,
+    observed: Arc<ObservedPod>,
+    sandboxes: Vec<String>,
+    messages: HashMap<String, String>,
+
+    objects: PodObjects,
+    tokens: Arc<PodTokens>,
+    volumes_ready: bool,
+    volumes_dirty: bool,
+    renew_at: Option<SystemTime>,
+    probes: Probes,
+
+    busy: HashSet<Op>,
+    work: JoinSet<Done>,
+    /// Which work a task does, with what ends it early.
+    tasks: HashMap<tokio::task::Id, (Op, AbortHandle)>,
+    /// Grace period of the kill that goes on.
+    kill_grace: Option<Duration>,
+    retry: HashMap<Op, (SystemTime, Duration)>,
+    restarts: Backoff<String>,
+    waiting: HashMap<String, Waiting>,
+    announced: HashMap<String, String>,
+
+    status: PodStatus,
+    /// What the API has, as far as is known: the base of the next patch.
+    api_status: PodStatus,
+    api_version: u64,
+    unmounted: bool,
+    deleted: bool,
+    done: bool,
+}
+
+/// Starts the worker of a pod. `sandboxes` are those that the runtime already has. The task ends when nothing of the
+/// pod is left, or at shutdown.
+pub fn spawn(
+    ctx: Arc<Context>,
+    table: Arc<PodTable>,
+    first: Desired,
+    sandboxes: Vec<String>,
+    shutdown: CancellationToken,
+    tasks: &mut JoinSet<String>,
+) -> WorkerHandle {
+    let (tx, rx) = watch::channel(first.clone());
+    let runtime_changed = Arc::new(Notify::new());
+    let handle = WorkerHandle { desired: tx, runtime_changed: runtime_changed.clone() };
+    let worker = Worker::new(ctx, table, first, rx, sandboxes, runtime_changed);
+    tasks.spawn(worker.run(shutdown));
+    handle
+}
+
+impl Worker {
+    fn new(
+        ctx: Arc<Context>,
+        table: Arc<PodTable>,
+        first: Desired,
+        desired: watch::Receiver<Desired>,
+        sandboxes: Vec<String>,
+        runtime_changed: Arc<Notify>,
+    ) -> Self {
+        let status = first.pod.status.clone().unwrap_or_default();
+        Self {
+            probes: Probes::new(ctx.runtime.clone(), ctx.events.clone(), ctx.clock),
+            tokens: Arc::new(PodTokens::new(ctx.client.clone(), ctx.clock)),
+            table,
+            desired,
+            runtime_changed,
+            objects_changed: Arc::new(Notify::new()),
+            api_version: version(&first.pod),
+            pod: first.pod,
+            removed: first.removed,
+            stage: if first.removed { Stage::Terminating } else { Stage::Running },
+            verdict: None,
+            observed: Arc::default(),
+            sandboxes,
+            messages: HashMap::new(),
+            objects: PodObjects::default(),
+            volumes_ready: false,
+            volumes_dirty: false,
+            renew_at: None,
+            busy: HashSet::new(),
+            work: JoinSet::new(),
+            tasks: HashMap::new(),
+            kill_grace: None,
+            retry: HashMap::new(),
+            restarts: Backoff::new(INITIAL, MAX),
+            waiting: HashMap::new(),
+            announced: HashMap::new(),
+            api_status: status.clone(),
+            status,
+            unmounted: false,
+            deleted: false,
+            done: false,
+            ctx,
+        }
+    }
+
+    async fn run(mut self, shutdown: CancellationToken) -> String {
+        let uid = PodExt::uid(&*self.pod).to_owned();
+        self.observe().await;
+        self.admit().await;
+        loop {
+            let wake_at = self.step();
+            if self.done {
+                self.table.remove(&uid);
+                return uid;
+            }
+            let event = tokio::select! {
+                () = shutdown.cancelled() => return uid,
+                event = self.next_event(wake_at) => event,
+            };
+            let mut look = self.apply(event);
+            // What came meanwhile is one round with it.
+            while let Some(result) = self.work.try_join_next() {
+                look |= self.apply(ended(result));
+            }
+            if look {
+                self.observe().await;
+            }
+        }
+    }
+
+    async fn next_event(&mut self, wake_at: Option<SystemTime>) -> PodEvent {
+        let probed = self.probes.table().changed();
+        let clock = self.ctx.clock;
+        let deadline = async move {
+            match wake_at {
+                Some(at) => clock.sleep_until(at).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            Ok(()) = self.desired.changed() => PodEvent::Desired(self.desired.borrow_and_update().clone()),
+            () = self.runtime_changed.notified() => PodEvent::RuntimeChanged,
+            Some(result) = self.work.join_next() => ended(result),
+            () = probed.notified() => PodEvent::ProbeResult,
+            () = self.objects_changed.notified() => PodEvent::ObjectsChanged,
+            () = deadline => PodEvent::Deadline,
+        }
+    }
+
+    /// Takes an event in. True when the runtime must be looked at.
+    fn apply(&mut self, event: PodEvent) -> bool {
+        match event {
+            PodEvent::Desired(desired) => {
+                self.take_desired(desired);
+                false
+            }
+            PodEvent::RuntimeChanged => true,
+            PodEvent::ProbeResult | PodEvent::Deadline => false,
+            PodEvent::ObjectsChanged => {
+                self.volumes_dirty = true;
+                // What waited for an object is tried at once.
+                self.retry.retain(|op, _| !matches!(op, Op::Volumes | Op::Start(_)));
+                false
+            }
+            PodEvent::Done(done) => {
+                let op = done.op();
+                self.busy.remove(&op);
+                self.tasks.retain(|_, (task_op, _)| *task_op != op);
+                self.take_done(done);
+                true
+            }
+            PodEvent::Lost(id) => {
+                if let Some((op, _)) = self.tasks.remove(&id) {
+                    self.busy.remove(&op);
+                    if op == Op::KillPod {
+                        self.kill_grace = None;
+                    }
+                }
+                true
+            }
+        }
+    }
+
+    fn take_desired(&mut self, desired: Desired) {
+        let metadata_changed = self.pod.metadata.labels != desired.pod.metadata.labels
+            || self.pod.metadata.annotations != desired.pod.metadata.annotations;
+        self.volumes_dirty |= metadata_changed;
+        self.removed |= desired.removed;
+        let new_version = version(&desired.pod);
+        if new_version >= self.api_version {
+            // Somebody else may have written our part of the status: then it is put right.
+            self.api_status = desired.pod.status.clone().unwrap_or_default();
+            self.api_version = new_version;
+        }
+        self.pod = desired.pod;
+        if self.removed || self.pod.is_deleting() || self.pod.is_terminal() {
+            self.terminate();
+        }
+        if self.pod.is_deleting() && self.kill_grace.is_some_and(|current| pod_grace(&self.pod) < current) {
+            // A shorter grace period: the kill starts over with it.
+            self.cancel(|op| *op == Op::KillPod);
+        }
+    }
+
+    fn cancel(&self, which: impl Fn(&Op) -> bool) {
+        self.tasks.values().filter(|(op, _)| which(op)).for_each(|(_, task)| task.abort());
+    }
+
+    fn spawn(&mut self, op: Op, work: impl Future<Output = Done> + Send + 'static) {
+        let task = self.work.spawn(work);
+        self.busy.insert(op.clone());
+        self.tasks.insert(task.id(), (op, task));
+    }
+
+    fn terminate(&mut self) {
+        if self.stage == Stage::Running {
+            self.stage = Stage::Terminating;
+            self.volumes_dirty = false;
+            // A pull or a hook must not hold the end up.
+            self.cancel(|op| matches!(op, Op::Start(_)));
+        }
+    }
+
+    fn take_done(&mut self, done: Done) {
+        let op = done.op();
+        match done {
+            Done::Volumes(outcome) => {
+                self.renew_at = outcome.renew_at;
+                for failure in &outcome.failures {
+                    let text = format!(
+                        "MountVolume.SetUp failed for volume {:?} : {}",
+                        failure.volume, failure.error
+                    );
+                    self.ctx.events.pod(&self.pod, EventType::Warning, "FailedMount", text);
+                }
+                self.settle(op, outcome.failures.is_empty());
+                if outcome.failures.is_empty() {
+                    self.volumes_ready = true;
+                } else {
+                    self.volumes_dirty |= self.volumes_ready;
+                }
+            }
+            Done::Sandbox(result) => {
+                self.settle(op, result.is_ok());
+                match result {
+                    Ok(sandbox) => self.sandboxes.push(sandbox.id),
+                    Err(error) => self.ctx.events.pod(
+                        &self.pod,
+                        EventType::Warning,
+                        "FailedCreatePodSandBox",
+                        format!("Failed to create pod sandbox: {error}"),
+                    ),
+                }
+            }
+            Done::Started(name, Ok(_id)) => {
+                self.settle(op, true);
+                self.waiting.remove(&name);
+            }
+            Done::Started(name, Err(error)) => {
+                self.settle(op.clone(), false);
+                if let (Some(at), Some(entry)) = (error.retry_at, self.retry.get_mut(&op)) {
+                    entry.0 = at;
+                }
+                self.waiting.insert(name, Waiting { reason: error.reason, message: error.message });
+            }
+            Done::Killed(id, result) => self.log_failure(op, &id, result),
+            Done::PodKilled(result) => {
+                self.kill_grace = None;
+                if let Err(error) = &result {
+                    let text = format!("error killing pod: {error}");
+                    self.ctx.events.pod(&self.pod, EventType::Warning, "FailedKillPod", text);
+                }
+                self.settle(op, result.is_ok());
+            }
+            Done::Collected(_) => {}
+            Done::Status(result) => match *result {
+                Ok(pod) => {
+                    self.settle(op, true);
+                    let version = version(&pod);
+                    if version >= self.api_version {
+                        self.api_status = pod.status.unwrap_or_default();
+                        self.api_version = version;
+                    }
+                }
+                Err(WriteError::Gone) => {
+                    // The watch will say so too; until then nothing more is written.
+                    self.settle(op, true);
+                    self.api_status = self.status.clone();
+                    self.deleted = self.pod.is_deleting();
+                }
+                Err(error) => {
+                    tracing::warn!(%error, pod = self.pod.describe(), "pod status not written");
+                    self.settle(op, false);
+                }
+            },
+            Done::Unmounted(result) => {
+                self.unmounted = result.is_ok();
+                self.log_failure(op, "volumes", result);
+            }
+            Done::Deleted(result) => {
+                self.deleted = result.is_ok();
+                self.log_failure(op, "API object", result);
+            }
+            Done::Forgotten(result) => {
+                self.done = result.is_ok();
+                self.log_failure(op, "leftovers", result);
+            }
+        }
+    }
+
+    /// Remembers when failed work may be tried again, forgets what succeeded.
+    fn settle(&mut self, op: Op, ok: bool) {
+        if ok {
+            self.retry.remove(&op);
+            return;
+        }
+        let wait = self.retry.get(&op).map_or(RETRY, |(_, wait)| (*wait * 2).min(RETRY_MAX));
+        self.retry.insert(op, (self.ctx.clock.now() + wait, wait));
+    }
+
+    fn log_failure(&mut self, op: Op, what: &str, result: Result<(), String>) {
+        if let Err(error) = &result {
+            tracing::warn!(%error, pod = self.pod.describe(), what, ?op, "work on a pod failed, trying again");
+        }
+        self.settle(op, result.is_ok());
+    }
+
+    /// Asks the runtime about this pod's sandboxes and containers.
+    async fn observe(&mut self) {
+        let mut sandboxes = Vec::new();
+        let mut containers = Vec::new();
+        let mut gone = Vec::new();
+        for id in &self.sandboxes {
+            match self.ctx.runtime.pod_sandbox_status(id).await {
+                Ok(status) => sandboxes.push(status),
+                Err(CriError::NotFound(_)) => {
+                    gone.push(id.clone());
+                    continue;
+                }
+                Err(error) => {
+                    // What was seen last stays true until the runtime answers.
+                    tracing::warn!(%error, sandbox = id, "sandbox status not read");
+                    return;
+                }
+            }
+            match self.ctx.runtime.list_containers(Some(id)).await {
+                Ok(list) => containers.extend(list),
+                Err(error) => {
+                    tracing::warn!(%error, sandbox = id, "containers not listed");
+                    return;
+                }
+            }
+        }
+        self.sandboxes.retain(|id| !gone.contains(id));
+        let observed = ObservedPod::new(sandboxes, containers);
+        let pod_dir = self.ctx.pod_dir(PodExt::uid(&*self.pod));
+        for c in observed.containers.iter().filter(|c| c.state == ContainerState::Exited) {
+            if !self.messages.contains_key(&c.id) {
+                self.messages.insert(c.id.clone(), termination::message(&pod_dir, c));
+            }
+        }
+        self.messages.retain(|id, _| observed.by_id(id).is_some());
+        self.observed = Arc::new(observed);
+    }
+
+    /// Whether this node takes the pod. One that runs already was taken before.
+    async fn admit(&mut self) {
+        if self.removed || self.pod.is_deleting() || self.pod.is_terminal() {
+            self.terminate();
+            return;
+        }
+        if !self.observed.sandboxes.is_empty() {
+            self.volumes_dirty = true;
+            return;
+        }
+        let others = self.table.pods();
+        let refused = admission::unsupported_features(&self.pod)
+            .or_else(|| admission::fits(&self.pod, &others, &self.ctx.config.allocatable));
+        if let Some(verdict) = refused {
+            self.ctx.events.pod(&self.pod, EventType::Warning, &verdict.reason, verdict.message.clone());
+            self.verdict = Some(verdict);
+            self.terminate();
+            return;
+        }
+        let missing = self.ctx.runtime.status().await.missing_controllers;
+        if let Some(text) = super::start::unenforced(&self.pod, &missing) {
+            self.ctx.events.pod(&self.pod, EventType::Warning, "LimitsNotEnforced", text);
+        }
+    }
+
+    /// One round: decide, start work, report. Gives the time of the next round if nothing happens before.
+    fn step(&mut self) -> Option<SystemTime> {
+        let now = self.ctx.clock.now();
+        let mut wake = Wake::default();
+        if !self.removed {
+            self.ctx.objects.register(&self.pod, &mut self.objects, &self.objects_changed);
+        }
+        self.check_deadline(now, &mut wake);
+        if self.stage == Stage::Terminating
+            && !self.busy_with_containers()
+            && everything_stopped(&self.observed)
+        {
+            self.stage = Stage::Terminated;
+        }
+        let pod_ip = self.pod_ip();
+        let ending = self.stage != Stage::Running;
+        self.probes.reconcile(&self.pod, &self.observed, pod_ip, ending);
+
+        let retry_at = self.retry.iter().map(|(op, (at, _))| (op.clone(), *at)).collect();
+        let mut decision = sync_decision(&Situation {
+            pod: &self.pod,
+            observed: &self.observed,
+            probes: &**self.probes.table(),
+            stage: self.stage,
+            busy: &self.busy,
+            volumes_ready: self.volumes_ready,
+            restarts: &self.restarts,
+            retry_at: &retry_at,
+            now,
+        });
+        if decision.finished {
+            // The next round decides for the new stage.
+            self.terminate();
+            wake.at(now);
+        }
+        wake.maybe(decision.wake_at);
+        self.announce_back_off(&decision);
+        for action in std::mem::take(&mut decision.actions) {
+            self.act(action, now);
+        }
+        self.refresh_volumes(now, &mut wake);
+        self.table.set(self.pod.clone(), self.observed.clone());
+        self.report(&decision.crash_loops, now, &mut wake);
+        self.wind_up(now, &mut wake);
+        wake.0
+    }
+
+    fn busy_with_containers(&self) -> bool {
+        self.busy.iter().any(|op| matches!(op, Op::Sandbox | Op::Start(_) | Op::KillPod | Op::Kill(_)))
+    }
+
+    fn pod_ip(&self) -> Option<IpAddr> {
+        if self.pod.host_network() {
+            return self.ctx.config.node_ips.first().copied();
+        }
+        self.observed.ready_sandbox().and_then(|s| s.ips.first().copied())
+    }
+
+    fn check_deadline(&mut self, now: SystemTime, wake: &mut Wake) {
+        if self.stage != Stage::Running {
+            return;
+        }
+        let seconds = PodExt::spec(&*self.pod).active_deadline_seconds.and_then(|s| u64::try_from(s).ok());
+        let start = self.status.start_time.as_ref().map(|t| SystemTime::from(t.0));
+        let (Some(seconds), Some(start)) = (seconds, start) else { return };
+        let deadline = start + Duration::from_secs(seconds);
+        if deadline > now {
+            wake.at(deadline);
+            return;
+        }
+        let message = "Pod was active on the node longer than the specified deadline";
+        self.ctx.events.pod(&self.pod, EventType::Normal, "DeadlineExceeded", message);
+        self.verdict = Some(Verdict { reason: "DeadlineExceeded".into(), message: message.into() });
+        self.terminate();
+    }
+
+    fn announce_back_off(&mut self, decision: &Decision) {
+        for name in decision.crash_loops.keys() {
+            let Some(last) = self.observed.container(name) else { continue };
+            if self.announced.insert(name.clone(), last.id.clone()).as_ref() == Some(&last.id) {
+                continue;
+            }
+            let kind = self.pod.find_container(name).map_or(ContainerKind::Regular, |(k, _)| k);
+            let text = format!("Back-off restarting failed container {name} in pod {}", self.pod.describe());
+            self.ctx.events.container(&self.pod, kind, name, EventType::Warning, "BackOff", text);
+        }
+    }
+
+    fn act(&mut self, action: Action, now: SystemTime) {
+        let (ctx, pod) = (self.ctx.clone(), self.pod.clone());
+        match action {
+            Action::SetUpVolumes => {
+                self.volumes_dirty = false;
+                let work = ops::volumes(ctx, pod, self.objects.clone(), self.tokens.clone());
+                self.spawn(Op::Volumes, work);
+            }
+            Action::CreateSandbox { attempt, stale } => {
+                if attempt > 0
+                    && self.observed.latest_sandbox().is_some()
+                    && !self.retry.contains_key(&Op::Sandbox)
+                {
+                    let text = "Pod sandbox changed, it will be killed and re-created.";
+                    self.ctx.events.pod(&self.pod, EventType::Normal, "SandboxChanged", text);
+                }
+                self.spawn(Op::Sandbox, ops::sandbox(ctx, pod, attempt, stale, self.observed.clone()));
+            }
+            Action::Start { kind, name } => self.start(kind, name, now),
+            Action::Kill(kill) => self.kill_container(kill),
+            Action::KillPod => {
+                self.waiting.clear();
+                self.kill_grace = Some(pod_grace(&self.pod));
+                self.spawn(Op::KillPod, ops::kill_pod(ctx, pod, self.observed.clone()));
+            }
+            Action::RemoveContainer(id) => {
+                self.spawn(Op::Collect(id.clone()), ops::remove_container(ctx, id));
+            }
+            Action::RemoveSandbox(id) => {
+                self.spawn(Op::Collect(id.clone()), ops::remove_sandbox(ctx, id));
+            }
+        }
+    }
+
+    fn start(&mut self, kind: ContainerKind, name: String, now: SystemTime) {
+        let Some((_, container)) = self.pod.find_container(&name) else { return };
+        let Some(sandbox) = self.observed.ready_sandbox().cloned() else { return };
+        let last = self.observed.container(&name);
+        if let Some(last) = last.filter(|c| c.state == ContainerState::Exited) {
+            let ended = last.finished_at.unwrap_or(last.created_at);
+            let known_failure = self.retry.contains_key(&Op::Start(name.clone()));
+            if !known_failure {
+                self.restarts.next(name.clone(), ended, now);
+            }
+        }
+        let attempt = last.map_or_else(|| self.reported_attempt(&name), |c| c.attempt + 1);
+        let job = ops::StartJob {
+            ctx: self.ctx.clone(),
+            pod: self.pod.clone(),
+            kind,
+            container,
+            attempt,
+            sandbox,
+            objects: self.objects.clone(),
+            tokens: self.tokens.clone(),
+        };
+        self.spawn(Op::Start(name), ops::start(job));
+    }
+
+    /// A container without a record may have had one: then its restart count goes on.
+    fn reported_attempt(&self, name: &str) -> u32 {
+        let lists = [&self.status.container_statuses, &self.status.init_container_statuses];
+        let old = lists.into_iter().flatten().flatten().find(|s| s.name == name);
+        let ran = old.filter(|s| s.container_id.is_some() || s.restart_count > 0);
+        ran.map_or(0, |s| u32::try_from(s.restart_count).unwrap_or(0) + 1)
+    }
+
+    fn kill_container(&mut self, kill: Kill) {
+        let op = Op::Kill(kill.id.clone());
+        self.spawn(op, ops::kill(self.ctx.clone(), self.pod.clone(), kill, self.pod_ip()));
+    }
+
+    /// Keeps volumes current: objects changed, labels changed, a token is due.
+    fn refresh_volumes(&mut self, now: SystemTime, wake: &mut Wake) {
+        if self.stage != Stage::Running || self.busy.contains(&Op::Volumes) {
+            return;
+        }
+        if let Some(at) = self.renew_at {
+            if at <= now {
+                self.volumes_dirty = true;
+            } else {
+                wake.at(at);
+            }
+        }
+        let running = self.volumes_ready || !self.observed.sandboxes.is_empty();
+        if !self.volumes_dirty || !running {
+            return;
+        }
+        match self.retry.get(&Op::Volumes) {
+            Some((at, _)) if *at > now => wake.at(*at),
+            _ => self.act(Action::SetUpVolumes, now),
+        }
+    }
+
+    /// Makes the status and has it written when it differs from what the API has.
+    fn report(&mut self, crash_loops: &HashMap<String, Waiting>, now: SystemTime, wake: &mut Wake) {
+        let mut waiting = self.waiting.clone();
+        waiting.extend(crash_loops.iter().map(|(k, v)| (k.clone(), v.clone())));
+        let probes = self.probes.table().clone();
+        let started = |c: &Container, id: &str| {
+            c.startup_probe.is_none() || probes.get(id, ProbeKind::Startup) == Some(true)
+        };
+        let ready = |c: &Container, id: &str| {
+            c.readiness_probe.is_none() || probes.get(id, ProbeKind::Readiness) == Some(true)
+        };
+        self.status = generate(&Input {
+            pod: &self.pod,
+            old: &self.status,
+            facts: Facts {
+                observed: &self.observed,
+                waiting: &waiting,
+                messages: &self.messages,
+                started: &started,
+                ready: &ready,
+            },
+            failed: self.verdict.as_ref(),
+            terminating: self.stage != Stage::Running,
+            terminated: self.stage == Stage::Terminated,
+            host_ips: &self.ctx.config.node_ips,
+            now,
+        });
+        let phase = self.status.phase.as_deref().and_then(Phase::parse);
+        if self.stage == Stage::Running && phase.is_some_and(Phase::is_terminal) {
+            self.terminate();
+            wake.at(now);
+        }
+        if self.removed || self.deleted || self.busy.contains(&Op::Status) {
+            return;
+        }
+        let Some(patch) = writer::diff(&self.api_status, &self.status) else { return };
+        match self.retry.get(&Op::Status) {
+            Some((at, _)) if *at > now => wake.at(*at),
+            _ => {
+                self.spawn(Op::Status, ops::write_status(self.ctx.clone(), self.pod.clone(), patch));
+            }
+        }
+    }
+
+    /// After the end: unmount, have the object deleted, forget.
+    fn wind_up(&mut self, now: SystemTime, wake: &mut Wake) {
+        if self.stage != Stage::Terminated {
+            return;
+        }
+        let uid = PodExt::uid(&*self.pod).to_owned();
+        let flushed =
+            writer::diff(&self.api_status, &self.status).is_none() && !self.busy.contains(&Op::Status);
+        let next = if !self.unmounted {
+            Op::Unmount
+        } else if self.removed {
+            Op::Forget
+        } else if self.pod.is_deleting() && flushed && !self.deleted {
+            Op::Delete
+        } else {
+            return;
+        };
+        if self.busy.contains(&next) || self.busy.contains(&Op::Volumes) {
+            return;
+        }
+        if let Some((at, _)) = self.retry.get(&next).filter(|(at, _)| *at > now) {
+            wake.at(*at);
+            return;
+        }
+        let (ctx, pod) = (self.ctx.clone(), self.pod.clone());
+        match next {
+            Op::Unmount => self.spawn(next, ops::unmount(ctx, uid)),
+            Op::Delete => self.spawn(next, ops::delete(ctx, pod)),
+            _ => self.spawn(next, ops::forget(ctx, pod, self.observed.clone())),
+        }
+    }
+}
+
+fn ended(result: Result<Done, tokio::task::JoinError>) -> PodEvent {
+    match result {
+        Ok(done) => PodEvent::Done(done),
+        Err(error) => {
+            if error.is_panic() {
+                tracing::error!(%error, "work on a pod panicked");
+            }
+            PodEvent::Lost(error.id())
+        }
+    }
+}
+
+/// The earliest of several times.
+#[derive(Default)]
+struct Wake(Option<SystemTime>);
+
+impl Wake {
+    fn at(&mut self, at: SystemTime) {
+        self.0 = Some(self.0.map_or(at, |w| w.min(at)));
+    }
+    fn maybe(&mut self, at: Option<SystemTime>) {
+        if let Some(at) = at {
+            self.at(at);
+        }
+    }
+}
+
+/// resourceVersions of one object are comparable as numbers (KEP-5504).
+fn version(pod: &Pod) -> u64 {
+    pod.metadata.resource_version.as_deref().and_then(|v| v.parse().ok()).unwrap_or(0)
+}
