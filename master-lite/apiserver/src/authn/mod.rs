@@ -68,14 +68,21 @@ impl ClusterAuthenticator {
             tracing::debug!(why, path = parts.uri.path(), "unable to authenticate the request");
             StatusError::unauthorized()
         };
+        let mut bad_certificate = None;
         if let Some(connection) = parts.extensions.get::<ConnectionInfo>() {
             match self.certificates.authenticate(&connection.peer_certificates, now()) {
                 Ok(Some(user)) => return Ok(authenticated(user)),
                 Ok(None) => {}
-                Err(why) => return Err(refuse(&why)),
+                // A token may still say who this is.
+                Err(why) => bad_certificate = Some(why),
             }
         }
-        let Some(header) = parts.headers.get(AUTHORIZATION) else { return Ok(anonymous()) };
+        let Some(header) = parts.headers.get(AUTHORIZATION) else {
+            return match bad_certificate {
+                None => Ok(anonymous()),
+                Some(why) => Err(refuse(&why)),
+            };
+        };
         let token = header
             .to_str()
             .ok()
@@ -198,6 +205,30 @@ mod tests {
         let certificate = pki.issue(&Profile::client("jane", Some("dev"))).unwrap().certificate;
         let chain: Arc<[CertificateDer<'static>]> =
             Arc::new([CertificateDer::from_pem_slice(certificate.as_bytes()).unwrap()]);
+        let stranger = tempfile::tempdir().unwrap();
+        let stranger = Pki::load_or_create(&PkiConfig {
+            directory: stranger.path().to_owned(),
+            advertise_address: [127, 0, 0, 1].into(),
+            service_address: [10, 96, 0, 1].into(),
+            cluster_domain: "cluster.local".into(),
+            extra_sans: vec![],
+        })
+        .unwrap();
+        let foreign = stranger.issue(&Profile::client("jane", None)).unwrap().certificate;
+        let foreign: Arc<[CertificateDer<'static>]> =
+            Arc::new([CertificateDer::from_pem_slice(foreign.as_bytes()).unwrap()]);
+        for (header, want) in
+            [(None, None), (Some(format!("Bearer {jwt}")), Some("system:serviceaccount:a:bot"))]
+        {
+            let connection = ConnectionInfo { peer_certificates: foreign.clone(), remote_addr: None };
+            let mut request = http::Request::builder().extension(connection);
+            if let Some(header) = header {
+                request = request.header("authorization", header);
+            }
+            let (parts, ()) = request.body(()).unwrap().into_parts();
+            let got = authenticator.authenticate(&parts).await.ok().flatten();
+            assert_eq!(got.as_ref().map(|u| u.name.as_str()), want, "a certificate of another CA");
+        }
         let check = async |with_certificate: bool, header: Option<&str>, want: Option<&str>| {
             let mut request = http::Request::builder().uri("/api");
             if let Some(header) = header {

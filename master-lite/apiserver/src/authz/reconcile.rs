@@ -116,6 +116,7 @@ async fn send(
 
 #[cfg(test)]
 mod tests {
+    use std::collections::hash_map::Entry;
     use std::convert::Infallible;
     use std::sync::Arc;
 
@@ -151,12 +152,12 @@ mod tests {
             }
             Method::POST => {
                 let key = format!("{path}/{}", text(&object, "/metadata/name"));
-                if objects.contains_key(&key) {
-                    status = StatusCode::CONFLICT;
-                    json!({"kind": "Status", "status": "Failure", "message": "there", "reason": "AlreadyExists", "code": 409})
-                } else {
-                    objects.insert(key, object.clone());
-                    object
+                match objects.entry(key) {
+                    Entry::Occupied(_) => {
+                        status = StatusCode::CONFLICT;
+                        json!({"kind": "Status", "status": "Failure", "message": "there", "reason": "AlreadyExists", "code": 409})
+                    }
+                    Entry::Vacant(free) => free.insert(object).clone(),
                 }
             }
             Method::PUT => {
