@@ -35,16 +35,15 @@ pub fn run(args: &TestArgs) -> Result<()> {
 }
 
 fn stages(part: Option<Part>, steps: &mut Steps) -> Result<()> {
-    if part.is_none() {
-        steps.step("format", || build::cargo_visible(&["fmt", "--all", "--check"]))?;
-    }
     if part != Some(Part::Unit) {
-        if !nix_is_root() {
-            bail!("the e2e tests need root; 'cargo xtask test unit' runs what does not");
+        if !is_root() {
+            bail!("the integration and e2e tests need root; 'cargo xtask test unit' runs what does not");
         }
         steps.step("tools", build::tools)?;
     }
     if part.is_none() {
+        steps.step("format", || build::cargo_visible(&["fmt", "--all", "--check"]))?;
+        steps.step("licences, bans, sources", deny)?;
         steps.step("clippy", || {
             build::cargo_visible(&[
                 "clippy",
@@ -62,13 +61,99 @@ fn stages(part: Option<Part>, steps: &mut Steps) -> Result<()> {
     }
     if part != Some(Part::Unit) {
         steps.step("build programs", build::programs)?;
-        steps.step("integration and e2e tests", || {
-            build::cargo_visible(&["test", "--workspace", "--test", "*", "--", "--test-threads=1"])
+    }
+    if part.is_none() {
+        let (tests, left_out) = integration_tests()?;
+        let mut args = vec!["test", "--workspace", "--no-fail-fast"];
+        for name in &tests {
+            args.extend(["--test", name]);
+        }
+        args.extend(["--", "--test-threads=1"]);
+        steps.step("integration tests", || build::cargo_visible(&args))?;
+        if !left_out.is_empty() {
+            println!("left out, since {TESTDATA} names no folder: {}", left_out.join(", "));
+        }
+    }
+    if part != Some(Part::Unit) {
+        steps.step("images", || {
+            keelson_tests::images::ALL
+                .iter()
+                .try_for_each(|name| keelson_tests::images::ensure(name).map(drop))
         })?;
+        steps.step("e2e tests", || {
+            build::cargo_visible(&[
+                "test",
+                "-p",
+                "keelson-tests",
+                "--no-fail-fast",
+                "--test",
+                "*",
+                "--",
+                "--test-threads=1",
+            ])
+        })?;
+    }
+    if part.is_none() {
+        crate::ebpf::build(steps, true)?;
     }
     Ok(())
 }
 
-fn nix_is_root() -> bool {
+/// Names the folder of upstream's test inputs that the `data_*` tests read.
+const TESTDATA: &str = "KEELSON_TESTDATA";
+
+/// Integration tests of all crates but the whole-system ones; and those left out for want of test inputs.
+fn integration_tests() -> Result<(Vec<String>, Vec<String>)> {
+    let with_data = std::env::var_os(TESTDATA).is_some();
+    let listed = keelson_tests::cmd::text(
+        std::process::Command::new("cargo")
+            .args(["metadata", "--no-deps", "--format-version", "1"])
+            .current_dir(keelson_tests::paths::root()),
+    )?;
+    let metadata: serde_json::Value = serde_json::from_str(&listed)?;
+    let (mut run, mut left_out) = (Vec::new(), Vec::new());
+    for package in metadata["packages"].as_array().into_iter().flatten() {
+        if package["name"] == "keelson-tests" {
+            continue;
+        }
+        for target in package["targets"].as_array().into_iter().flatten() {
+            let is_test =
+                target["kind"].as_array().is_some_and(|kinds| kinds.iter().any(|kind| kind == "test"));
+            let name = target["name"].as_str().unwrap_or_default().to_owned();
+            if is_test && (with_data || !name.starts_with("data_")) {
+                run.push(name);
+            } else if is_test {
+                left_out.push(name);
+            }
+        }
+    }
+    run.sort();
+    run.dedup();
+    Ok((run, left_out))
+}
+
+/// Licences, banned and doubled crates, and where crates come from. Advisories need a database that is not on every
+/// machine, so they are looked at by hand: `cargo deny check advisories`.
+fn deny() -> Result<()> {
+    const VERSION: &str = "0.20.2";
+    let root = keelson_tests::paths::cache().join("tools");
+    let program = root.join("bin/cargo-deny");
+    if !program.exists() {
+        let mut install = std::process::Command::new("cargo");
+        install
+            .args(["install", "cargo-deny", "--quiet", "--locked", "--version", VERSION, "--root"])
+            .arg(&root);
+        install.env("CARGO_TARGET_DIR", keelson_tests::paths::cache().join("tools-target"));
+        keelson_tests::cmd::run(&mut install)?;
+        let _ = std::fs::remove_dir_all(keelson_tests::paths::cache().join("tools-target"));
+    }
+    let mut check = std::process::Command::new(program);
+    check
+        .args(["--log-level", "error", "check", "bans", "licenses", "sources"])
+        .current_dir(keelson_tests::paths::root());
+    keelson_tests::cmd::run(&mut check).map(drop)
+}
+
+fn is_root() -> bool {
     std::fs::metadata("/proc/self").is_ok_and(|meta| std::os::unix::fs::MetadataExt::uid(&meta) == 0)
 }

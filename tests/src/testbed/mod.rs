@@ -6,6 +6,7 @@
 //! again, [`snapshot`] tells whether anything was left behind.
 
 pub mod cluster;
+pub mod fixture;
 pub mod host;
 pub mod network;
 pub mod sample;

@@ -1,0 +1,98 @@
+//! Traffic that must not be hurt: while a Deployment is scaled and rolled, and while the agent is killed and started
+//! again.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use keelson_tests::images;
+use keelson_tests::testbed::fixture::TestCluster;
+use keelson_tests::testbed::sample;
+
+fn start_client(cluster: &TestCluster, name: &str, args: &[&str]) -> Result<()> {
+    let image = images::reference("testapp-v1");
+    let mut all = vec!["run", name, "--image", &image, "--restart=Never", "--"];
+    all.extend(args);
+    cluster.kubectl.run(&all)?;
+    cluster.kubectl.run(&["wait", "--for=condition=Ready", &format!("pod/{name}"), "--timeout=60s"]).map(drop)
+}
+
+fn last_line(cluster: &TestCluster, pod: &str) -> Result<String> {
+    cluster.kubectl.run(&["logs", pod, "--tail=1"])
+}
+
+/// Ends a client pod's process and gives what it printed last.
+fn finish_client(cluster: &TestCluster, pod: &str) -> Result<String> {
+    // The client is PID 1 of its container and ends by itself on SIGTERM.
+    cluster.sh(pod, "kill -TERM 1")?;
+    cluster.eventually(20, || {
+        let last = last_line(cluster, pod)?;
+        ensure!(last.starts_with("done"), "still running: {last}");
+        Ok(last)
+    })
+}
+
+#[test]
+fn no_request_fails_while_scaled_and_rolled() -> Result<()> {
+    let cluster = TestCluster::up("e2e-rollout", 1, &["testapp-v1", "testapp-v2"])?;
+    let k = |args: &[&str]| cluster.kubectl.run(args).with_context(|| format!("kubectl {args:?}"));
+    cluster.kubectl.apply(sample::MANIFEST)?;
+    cluster.rolled_out("deployment/hello")?;
+    sample::ask(&cluster, Duration::from_secs(20))?;
+    start_client(&cluster, "client", &["client", "hello:80", "--seconds", "600"])?;
+    for replicas in ["30", "3"] {
+        k(&["scale", "deployment/hello", &format!("--replicas={replicas}")])?;
+        cluster.rolled_out("deployment/hello")?;
+    }
+    k(&["set", "image", "deployment/hello", &format!("hello={}", images::reference("testapp-v2"))])?;
+    cluster.rolled_out("deployment/hello")?;
+    std::thread::sleep(Duration::from_secs(4));
+    assert!(cluster.sh("client", "wget -q -O - http://hello/")?.starts_with("v2 "));
+    let last = finish_client(&cluster, "client")?;
+    assert!(
+        last.ends_with("failed=0"),
+        "{last}\n{}",
+        k(&["logs", "client"])?.lines().filter(|l| l.starts_with("error")).collect::<Vec<_>>().join("\n")
+    );
+    Ok(())
+}
+
+#[test]
+fn nothing_is_hurt_when_the_agent_is_killed() -> Result<()> {
+    let mut cluster = TestCluster::up("e2e-restart", 1, &["testapp-v1"])?;
+    cluster.kubectl.apply(sample::MANIFEST)?;
+    cluster.rolled_out("deployment/hello")?;
+    sample::ask(&cluster, Duration::from_secs(20))?;
+    start_client(&cluster, "client", &["client", "hello:80", "--seconds", "600"])?;
+    start_client(&cluster, "holder", &["hold", "hello:80", "--seconds", "600"])?;
+    start_client(&cluster, "counter", &["count", "--per-second", "1000", "--seconds", "600"])?;
+    let ids = "jsonpath={range .items[*]}{.metadata.name} {.status.containerStatuses[0].containerID} {.status.containerStatuses[0].restartCount} {.status.containerStatuses[0].state.running.startedAt}{\"\\n\"}{end}";
+    let before = cluster.kubectl.run(&["get", "pods", "-o", ids])?;
+
+    cluster.kill_daemon("node-1")?;
+    std::thread::sleep(Duration::from_secs(5));
+    cluster.start_agent(1)?;
+    cluster.wait_nodes_ready(Duration::from_secs(30))?;
+    cluster.eventually(30, || cluster.sh("client", "true"))?;
+    std::thread::sleep(Duration::from_secs(2));
+
+    assert_eq!(cluster.kubectl.run(&["get", "pods", "-o", ids])?, before, "no pod touched");
+    let client = finish_client(&cluster, "client")?;
+    assert!(client.ends_with("failed=0"), "new connections went on: {client}");
+    let holder = finish_client(&cluster, "holder")?;
+    assert!(holder.starts_with("done answers="), "the old connection lives: {holder}");
+    cluster.sh("counter", "kill -TERM 1")?;
+    cluster.eventually(20, || {
+        let last = last_line(&cluster, "counter")?;
+        ensure!(last.starts_with("end"), "still running: {last}");
+        Ok(())
+    })?;
+    let log = cluster.kubectl.run(&["logs", "counter"])?;
+    let lines: Vec<&str> = log.lines().collect();
+    let (end, numbered) = lines.split_last().context("a log")?;
+    for (n, line) in numbered.iter().enumerate() {
+        assert_eq!(*line, format!("line {n}"), "the log is whole");
+    }
+    assert_eq!(*end, format!("end {}", numbered.len()));
+    assert!(numbered.len() > 5_000, "it logged on while the agent was away: {} lines", numbered.len());
+    Ok(())
+}
