@@ -69,15 +69,12 @@ impl NodeIdentity {
         let template = Template::client(&options.node_name);
         loop {
             sleep_until_due(&identity).await;
-            let expires = identity.not_after;
-            let credentials = async || {
-                // An expired certificate can't ask for its successor (the machine slept too long): the token can.
-                match &options.bootstrap_kubeconfig {
-                    Some(path) if SystemTime::now() >= expires => bootstrap_client(path).await,
-                    _ => Ok(rotating.current()),
-                }
+            let source = ClientSource::Rotating {
+                client: rotating.clone(),
+                expires: identity.not_after,
+                bootstrap: options.bootstrap_kubeconfig.clone(),
             };
-            identity = obtain(credentials, &template, &store).await;
+            identity = obtain(&source, &template, &store).await;
             match client_of(&self.endpoint, &identity) {
                 Ok(client) => {
                     rotating.replace(client);
@@ -110,11 +107,42 @@ async fn bootstrap(
         Some(identity) => identity,
         None => {
             tracing::info!(node = %options.node_name, server = %endpoint.cluster_url, "joining with the bootstrap token");
-            obtain(async || bootstrap_client(path).await, template, store).await
+            obtain(&ClientSource::Bootstrap(path.to_owned()), template, store).await
         }
     };
     kubeconfig::write(&options.kubeconfig, &endpoint, &store.current_path())?;
     Ok((endpoint, identity))
+}
+
+/// Whose credentials a certificate is asked for with; looked at anew for each attempt.
+pub(super) enum ClientSource {
+    /// Always the same client, whatever it does inside.
+    Fixed(Client),
+    /// The bootstrap token, read again each time: an administrator may have put a fresh one there.
+    Bootstrap(PathBuf),
+    /// The certificate to be renewed. Expired (the machine slept too long), it can't ask for its successor: the token
+    /// can.
+    Rotating {
+        /// The client to be renewed.
+        client: Rotating,
+        /// End of its certificate.
+        expires: SystemTime,
+        /// Where the token is.
+        bootstrap: Option<PathBuf>,
+    },
+}
+
+impl ClientSource {
+    pub(super) async fn client(&self) -> Result<Client> {
+        match self {
+            Self::Fixed(client) => Ok(client.clone()),
+            Self::Bootstrap(path) => bootstrap_client(path).await,
+            Self::Rotating { expires, bootstrap: Some(path), .. } if SystemTime::now() >= *expires => {
+                bootstrap_client(path).await
+            }
+            Self::Rotating { client, .. } => Ok(client.current()),
+        }
+    }
 }
 
 async fn bootstrap_client(path: &Path) -> Result<Client> {
@@ -141,7 +169,7 @@ fn refers_to(file: &kube::config::Kubeconfig, certificate: &Path) -> bool {
 /// A service that hands each request to the client of the moment. Requests under way (watches too) end on the
 /// connection they began on; new ones go out with the new certificate.
 #[derive(Clone)]
-struct Rotating {
+pub(super) struct Rotating {
     current: Arc<RwLock<Client>>,
 }
 

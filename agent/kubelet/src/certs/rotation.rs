@@ -2,8 +2,7 @@
 
 use std::time::{Duration, SystemTime};
 
-use kube::Client;
-
+use super::client::ClientSource;
 use super::csr::{self, Template};
 use super::{CertificateStore, Error, Identity, Result};
 
@@ -28,14 +27,11 @@ pub(super) async fn sleep_until_due(identity: &Identity) {
     }
 }
 
-/// Requests, waits and stores, again and again until it succeeds. `client` is asked for anew before each attempt.
-pub(super) async fn obtain<F>(client: F, template: &Template, store: &CertificateStore) -> Identity
-where
-    F: AsyncFn() -> Result<Client>,
-{
+/// Requests, waits and stores, again and again until it succeeds.
+pub(super) async fn obtain(source: &ClientSource, template: &Template, store: &CertificateStore) -> Identity {
     let mut pause = MIN_PAUSE;
     loop {
-        match attempt(&client, template, store).await {
+        match attempt(source, template, store).await {
             Ok(identity) => return identity,
             Err(error) => {
                 let error = &error as &dyn std::error::Error;
@@ -52,11 +48,8 @@ where
     }
 }
 
-async fn attempt<F>(client: &F, template: &Template, store: &CertificateStore) -> Result<Identity>
-where
-    F: AsyncFn() -> Result<Client>,
-{
-    let client = client().await?;
+async fn attempt(source: &ClientSource, template: &Template, store: &CertificateStore) -> Result<Identity> {
+    let client = source.client().await?;
     let key = store.pending_key()?;
     match csr::request(&client, template, &key).await {
         Ok(chain) => store.update(&chain, &key.serialize_pem()),

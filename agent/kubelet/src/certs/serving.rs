@@ -7,6 +7,7 @@ use kube::Client;
 use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 
+use super::client::ClientSource;
 use super::rotation::{obtain, sleep_until_due};
 use super::{CertificateStore, Error, Identity, Result, Template};
 
@@ -60,6 +61,7 @@ pub async fn maintain(
     store: CertificateStore,
     shown: Arc<ServingCertificate>,
 ) {
+    let source = ClientSource::Fixed(client);
     let mut stored = match store.load() {
         Ok(stored) => stored.filter(|identity| serves(identity, &template, SystemTime::now())),
         Err(error) => {
@@ -73,7 +75,7 @@ pub async fn maintain(
     loop {
         let identity = match stored.take() {
             Some(identity) => identity,
-            None => obtain(async || Ok(client.clone()), &template, &store).await,
+            None => obtain(&source, &template, &store).await,
         };
         if let Err(error) = shown.set(&identity) {
             tracing::error!(
