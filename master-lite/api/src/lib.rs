@@ -5,8 +5,10 @@
 //! Objects are trees ([`serde_json::Value`]); nothing here does IO.
 
 pub mod codec;
+pub mod defaults;
 pub mod field;
 pub mod meta;
+pub mod patch;
 pub mod quantity;
 pub mod resources;
 pub mod schema;

@@ -98,6 +98,9 @@ pub enum CodecError {
         "couldn't get version/kind; json parse error: json: cannot unmarshal {0} into Go value of type struct {{ APIVersion string \"json:\\\"apiVersion,omitempty\\\"\"; Kind string \"json:\\\"kind,omitempty\\\"\" }}"
     )]
     NotAnObject(&'static str),
+    /// The tree is deeper than any client could read back.
+    #[error("couldn't get version/kind; json parse error: exceeded max depth")]
+    Depth,
     /// Unknown or duplicate fields under [`FieldValidation::Strict`].
     #[error("strict decoding error: {}", .0.join(", "))]
     Strict(Vec<String>),
@@ -137,6 +140,17 @@ impl CodecError {
 
 /// Most complaints that a strict decoding error or the warnings list; upstream's limit.
 const MAX_STRICT_ERRORS: usize = 100;
+
+/// Nesting limit of a tree: what serde_json parses.
+const MAX_DEPTH: usize = 127;
+
+fn deeper_than(value: &Value, levels: usize) -> bool {
+    match value {
+        Value::Array(items) => levels == 0 || items.iter().any(|item| deeper_than(item, levels - 1)),
+        Value::Object(fields) => levels == 0 || fields.values().any(|field| deeper_than(field, levels - 1)),
+        _ => false,
+    }
+}
 
 /// Decodes a body as one of the built-in kinds. An object that names no kind is taken to be `expect`.
 pub fn decode(
@@ -239,6 +253,10 @@ fn normalize(
     mut complaints: Vec<String>,
     validation: FieldValidation,
 ) -> Result<Vec<String>, CodecError> {
+    // A patch, or JSON inside of protobuf, can be nested deeper than the JSON parser would have taken it.
+    if deeper_than(object, MAX_DEPTH) {
+        return Err(CodecError::Depth);
+    }
     let report = schema.normalize(node, object)?;
     if validation == FieldValidation::Ignore {
         return Ok(Vec::new());
