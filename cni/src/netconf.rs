@@ -110,8 +110,6 @@ fn flag(root: &Map<String, Value>, key: &str) -> Result<bool> {
 pub struct Loaded {
     /// The file.
     pub path: PathBuf,
-    /// Its text, which the cache keeps for DEL.
-    pub text: Vec<u8>,
     /// What it says.
     pub network: NetworkConfig,
 }
@@ -149,7 +147,7 @@ fn load(dir: &Path, path: &Path) -> Result<Loaded> {
     if network.plugins.is_empty() {
         return Err(Error::InvalidConfig("network has no plugins".into()));
     }
-    Ok(Loaded { path: path.to_owned(), text, network })
+    Ok(Loaded { path: path.to_owned(), network })
 }
 
 /// Files that may hold configurations, in lexical order; none when the folder is missing.

@@ -21,7 +21,7 @@ fn config(mode: &str, dir: &Path) -> Value {
     json!({
         "cniVersion": "1.1.0", "name": "net", "type": "keelson-cni", "mode": mode, "bridge": "cni0",
         "ipam": {"ranges": ["10.244.1.0/24", "fd00:244:1::/64"], "dataDir": dir},
-        "ipMasq": true, "clusterCIDR": ["10.244.0.0/16", "fd00:244::/48"],
+        "ipMasq": true, "clusterCIDR": ["10.244.0.0/16", "fd00:244::/32"],
     })
 }
 
@@ -79,7 +79,7 @@ fn two_pods_talk(mode: &str) {
     assert_eq!(one["cniVersion"], "1.1.0");
     let eth0 = one["interfaces"].as_array().unwrap().iter().find(|i| i["name"] == "eth0").unwrap();
     assert_eq!(eth0["sandbox"], a.path.display().to_string());
-    assert_eq!(eth0["mtu"], 1500);
+    assert_eq!((&eth0["mtu"], &eth0["mac"]), (&json!(1500), &json!("0a:58:0a:f4:01:02")));
     assert_eq!(one["ips"].as_array().unwrap().len(), 2);
     for family in 0..2 {
         assert!(a.pings(&ip(&two, family)), "{mode}: a to b over {}", ip(&two, family));
@@ -89,6 +89,10 @@ fn two_pods_talk(mode: &str) {
     host.command("ip address add 10.89.0.11/32 dev lo");
     assert!(host.pings(&ip(&one, 0)));
     assert!(a.pings("10.89.0.11"));
+    host.block_on(|| async {
+        keelson_cni::host::add_local_address("10.96.0.10".parse().unwrap()).await.unwrap();
+    });
+    assert!(a.pings("10.96.0.10"), "{mode}: the node's DNS address");
     for (id, pod, result) in [("pod-a", &a, &one), ("pod-b", &b, &two)] {
         call(&host, "CHECK", id, Some(pod), &with_result(&config, result)).unwrap();
     }
@@ -290,4 +294,34 @@ fn wrong_namespaces_are_refused() {
     std::fs::write(&gone.path, "").unwrap();
     assert_eq!(call(&host, "ADD", "pod", Some(&gone), &config).unwrap_err().code, 3);
     call(&host, "DEL", "pod", Some(&gone), &config).unwrap();
+}
+
+#[test]
+fn mtu_follows_the_default_route() {
+    let dir = tempfile::tempdir().unwrap();
+    let (host, pod) = (Space::new(), Space::new());
+    let _outside = outside(&host);
+    host.command("ip link set wan0 mtu 1400");
+    host.command("ip route add default via 192.0.2.2");
+    let result = call(&host, "ADD", "pod", Some(&pod), &config("bridge", dir.path())).unwrap();
+    for interface in result["interfaces"].as_array().unwrap() {
+        assert_eq!(interface["mtu"], 1400, "{interface}");
+    }
+    assert!(pod.command("ip link show eth0").contains("mtu 1400"));
+}
+
+/// Not a limit but a record: what an ADD costs, printed with --nocapture.
+#[test]
+fn add_is_quick() {
+    for mode in ["bridge", "routed"] {
+        let dir = tempfile::tempdir().unwrap();
+        let host = Space::new();
+        let config = config(mode, dir.path());
+        let pods: Vec<Space> = (0..20).map(|_| Space::new()).collect();
+        let start = std::time::Instant::now();
+        for (n, pod) in pods.iter().enumerate() {
+            call(&host, "ADD", &format!("pod{n}"), Some(pod), &config).unwrap();
+        }
+        println!("{mode}: {:?} an ADD", start.elapsed() / 20);
+    }
 }

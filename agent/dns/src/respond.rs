@@ -25,12 +25,10 @@ pub enum Transport {
 /// What to do with a query.
 #[derive(Debug)]
 pub enum Decision {
-    /// Not a query: no answer, so that two servers can't keep each other busy.
-    Silence,
     /// Send this.
     Reply(Box<Message>),
     /// Ask an upstream server, and send what it says.
-    Forward(Box<Message>),
+    Forward,
     /// Ask an upstream server for the addresses of an alias' target and send them behind this.
     Complete {
         /// The answer so far.
@@ -40,21 +38,39 @@ pub enum Decision {
     },
 }
 
-/// Decides about the bytes of one query. `recursive` tells whether there are upstream servers.
-pub fn decide(zone: &Zone, bytes: &[u8], recursive: bool) -> Decision {
-    let [id0, id1, flags, ..] = *bytes else { return Decision::Silence };
+/// What the bytes of a packet are.
+#[derive(Debug)]
+pub enum Received {
+    /// Not a query: it gets no answer, so that two servers can't keep each other busy.
+    Noise,
+    /// A query that can't be read: this is the answer.
+    Malformed(Box<Message>),
+    /// A query.
+    Query(Box<Message>),
+}
+
+/// Reads a packet.
+pub fn read(bytes: &[u8]) -> Received {
+    let [id0, id1, flags, ..] = *bytes else { return Received::Noise };
     // Shorter than a header, or a response.
     if bytes.len() < 12 || flags & 0x80 != 0 {
-        return Decision::Silence;
+        return Received::Noise;
     }
-    let Ok(request) = Message::from_vec(bytes) else {
-        let id = u16::from_be_bytes([id0, id1]);
-        return Decision::Reply(Box::new(Message::error_msg(id, OpCode::Query, ResponseCode::FormErr)));
-    };
-    if request.metadata.message_type != MessageType::Query {
-        return Decision::Silence;
+    match Message::from_vec(bytes) {
+        Ok(request) if request.metadata.message_type == MessageType::Query => {
+            Received::Query(Box::new(request))
+        }
+        Ok(_response) => Received::Noise,
+        Err(_undecodable) => {
+            let id = u16::from_be_bytes([id0, id1]);
+            Received::Malformed(Box::new(Message::error_msg(id, OpCode::Query, ResponseCode::FormErr)))
+        }
     }
-    let refuse = |code| Decision::Reply(Box::new(reply_to(&request, code)));
+}
+
+/// Decides about one query. `recursive` tells whether there are upstream servers.
+pub fn decide(zone: &Zone, request: &Message, recursive: bool) -> Decision {
+    let refuse = |code| Decision::Reply(Box::new(reply_to(request, code)));
     if request.metadata.op_code != OpCode::Query {
         return refuse(ResponseCode::NotImp);
     }
@@ -68,13 +84,11 @@ pub fn decide(zone: &Zone, bytes: &[u8], recursive: bool) -> Decision {
         return refuse(ResponseCode::Refused);
     }
     match zone.area(query.name()) {
-        Area::Outside if recursive && request.metadata.recursion_desired => {
-            Decision::Forward(Box::new(request))
-        }
+        Area::Outside if recursive && request.metadata.recursion_desired => Decision::Forward,
         Area::Outside => refuse(ResponseCode::Refused),
         // What was not listed yet may exist: the asker shall try again, not believe that it doesn't.
         _ if !zone.is_synced() => refuse(ResponseCode::ServFail),
-        area => resolve(zone, &request, query, area, recursive),
+        area => resolve(zone, request, query, area, recursive),
     }
 }
 

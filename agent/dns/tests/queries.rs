@@ -8,14 +8,18 @@ use common::{config, query, service, services, shown, slice, zone};
 use hickory_proto::op::{Edns, Message, MessageType, OpCode, ResponseCode};
 use hickory_proto::rr::{DNSClass, RecordType};
 use keelson_dns::Zone;
-use keelson_dns::respond::{Decision, Transport, decide, encode, limit};
+use keelson_dns::respond::{Decision, Received, Transport, decide, encode, limit, read};
 use keelson_dns::zone::ObjectKey;
 use proptest::prelude::*;
 use serde_json::json;
 
 fn ask(zone: &Zone, message: &Message) -> String {
-    match decide(zone, &message.to_vec().unwrap(), true) {
-        Decision::Silence => "silence".into(),
+    let request = match read(&message.to_vec().unwrap()) {
+        Received::Noise => return "silence".into(),
+        Received::Malformed(reply) => return shown(&reply),
+        Received::Query(request) => request,
+    };
+    match decide(zone, &request, true) {
         Decision::Reply(reply) => {
             let bytes = encode(*reply, 65535).unwrap();
             let reply = Message::from_vec(&bytes).unwrap();
@@ -24,7 +28,7 @@ fn ask(zone: &Zone, message: &Message) -> String {
             assert_eq!(negative, !reply.authorities.is_empty() && reply.answers.is_empty(), "{reply:?}");
             shown(&reply)
         }
-        Decision::Forward(_) => "forward".into(),
+        Decision::Forward => "forward".into(),
         Decision::Complete { reply, target } => format!("{} then {target}", shown(&reply)),
     }
 }
@@ -208,20 +212,19 @@ fn odd_queries() {
     assert_eq!(ask(&zone, &outside), "forward");
     outside.metadata.recursion_desired = false;
     assert_eq!(ask(&zone, &outside), "Refused");
-    let bytes = query("example.org", RecordType::A).to_vec().unwrap();
-    assert!(
-        matches!(decide(&zone, &bytes, false), Decision::Reply(r) if r.metadata.response_code == ResponseCode::Refused)
-    );
-    assert!(matches!(decide(&zone, &bytes[..11], true), Decision::Silence));
-    assert!(
-        matches!(decide(&zone, &bytes[..20], true), Decision::Reply(r) if r.metadata.response_code == ResponseCode::FormErr)
-    );
+    outside.metadata.recursion_desired = true;
+    let code = |message: &Message| message.metadata.response_code;
+    let refused = decide(&zone, &outside, false);
+    assert!(matches!(refused, Decision::Reply(r) if code(&r) == ResponseCode::Refused));
+    let bytes = outside.to_vec().unwrap();
+    assert!(matches!(read(&bytes[..11]), Received::Noise));
+    assert!(matches!(read(&bytes[..20]), Received::Malformed(r) if code(&r) == ResponseCode::FormErr));
 }
 
 #[test]
 fn the_case_of_the_question_is_kept() {
     let message = query("wEb.DeFault.svc.ClusTer.local", RecordType::A);
-    let Decision::Reply(reply) = decide(&zone(), &message.to_vec().unwrap(), true) else { panic!() };
+    let Decision::Reply(reply) = decide(&zone(), &message, true) else { panic!() };
     let reply = Message::from_vec(&encode(*reply, 512).unwrap()).unwrap();
     assert!(reply.queries[0].name().eq_case(message.queries[0].name()));
     assert!(reply.answers[0].name.eq_case(message.queries[0].name()));
@@ -242,7 +245,7 @@ fn long_answers_are_cut_to_size() {
             edns.set_max_payload(payload);
             message.set_edns(edns);
         }
-        let Decision::Reply(reply) = decide(&zone, &message.to_vec().unwrap(), true) else { panic!() };
+        let Decision::Reply(reply) = decide(&zone, &message, true) else { panic!() };
         let limit = limit(message.max_payload(), transport);
         assert_eq!(limit, expected_limit);
         let bytes = encode(*reply, limit).unwrap();
@@ -258,12 +261,22 @@ fn long_answers_are_cut_to_size() {
     assert_eq!(check(None, Transport::Tcp, 65535), 201);
 }
 
+fn never_too_long(bytes: &[u8]) {
+    let reply = match read(bytes) {
+        Received::Noise => return,
+        Received::Malformed(reply) => reply,
+        Received::Query(request) => match decide(&zone(), &request, true) {
+            Decision::Reply(reply) => reply,
+            Decision::Forward | Decision::Complete { .. } => return,
+        },
+    };
+    assert!(encode(*reply, 512).is_none_or(|answer| answer.len() <= 512));
+}
+
 proptest! {
     #[test]
     fn arbitrary_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
-        if let Decision::Reply(reply) = decide(&zone(), &bytes, true) {
-            prop_assert!(encode(*reply, 512).is_none_or(|answer| answer.len() <= 512));
-        }
+        never_too_long(&bytes);
     }
 
     #[test]
@@ -273,9 +286,7 @@ proptest! {
             *byte = value;
         }
         bytes.truncate(cut);
-        if let Decision::Reply(reply) = decide(&zone(), &bytes, true) {
-            prop_assert!(encode(*reply, 512).is_none_or(|answer| answer.len() <= 512));
-        }
+        never_too_long(&bytes);
     }
 
     #[test]
@@ -284,7 +295,7 @@ proptest! {
         let Ok(name) = hickory_proto::rr::Name::from_ascii(&name) else { return Ok(()) };
         let mut message = query("x", RecordType::from(kind));
         message.queries[0].set_name(name);
-        let decision = decide(&zone(), &message.to_vec().unwrap(), true);
+        let decision = decide(&zone(), &message, true);
         prop_assert!(matches!(decision, Decision::Reply(_) | Decision::Complete { .. }), "{decision:?}");
     }
 }

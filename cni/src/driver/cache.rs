@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use super::Attachment;
 use crate::error::{Error, Result};
-use crate::netconf::{Loaded, NetworkConfig, PluginConfig, write_atomically};
+use crate::netconf::{NetworkConfig, PluginConfig, write_atomically};
 use crate::types::invocation::Owner;
 use crate::types::version::Version;
 
@@ -58,11 +58,10 @@ impl Cache {
     pub(super) fn put(
         &self,
         owner: &Owner,
-        loaded: &Loaded,
+        network: &NetworkConfig,
         attachment: &Attachment,
         result: &Value,
     ) -> Result<()> {
-        let network = &loaded.network;
         let plugins: Vec<&serde_json::Map<String, Value>> =
             network.plugins.iter().map(|p| &p.object).collect();
         let document = json!({
@@ -180,15 +179,14 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let cache = Cache::new(dir.path().join("results"));
         let text = br#"{"cniVersion":"1.1.0","name":"a-b","plugins":[{"type":"x","n":1}]}"#;
-        let loaded =
-            Loaded { path: "x".into(), text: text.to_vec(), network: NetworkConfig::parse(text).unwrap() };
+        let network = NetworkConfig::parse(text).unwrap();
         let owner = Owner::new("pod-1", "eth0").unwrap();
         let attachment = Attachment::for_pod("pod-1", Some("/run/netns/x".into()), "ns", "name", "uid");
-        cache.put(&owner, &loaded, &attachment, &json!({"ips": []})).unwrap();
+        cache.put(&owner, &network, &attachment, &json!({"ips": []})).unwrap();
         fs::write(dir.path().join("results/a-b-pod-2-eth0"), "garbage").unwrap();
         let found = cache.find(&owner).unwrap();
         assert_eq!(found.len(), 1);
-        assert_eq!(found[0].network, loaded.network);
+        assert_eq!(found[0].network, network);
         assert_eq!(found[0].restore(&Attachment::default()).netns, attachment.netns);
         assert_eq!(found[0].restore(&Attachment::default()).args, attachment.args);
         // The id of another attachment may end in the same way.

@@ -235,7 +235,7 @@ impl Driver {
         let kept = match outcome {
             Ok(result) => self
                 .cache
-                .put(&owner, &loaded, attachment, &result)
+                .put(&owner, &loaded.network, attachment, &result)
                 .map(|()| result)
                 .map_err(DriverError::from),
             Err(error) => Err(error),
@@ -285,6 +285,12 @@ impl Driver {
         let _open = self.gate.read().await;
         let own = self.container_lock(&attachment.container_id);
         let _one = own.lock().await;
+        let done = self.del_locked(attachment).await;
+        self.unlist_container(&attachment.container_id);
+        done
+    }
+
+    async fn del_locked(&self, attachment: &Attachment) -> Result<()> {
         let owner = Owner::new(&attachment.container_id, &attachment.ifname)?;
         let cached = self.cache.find(&owner)?;
         if cached.is_empty() {
@@ -298,7 +304,6 @@ impl Driver {
             self.run_del(&entry.network, &restored, Some(&entry.result)).await?;
             self.cache.remove(&entry)?;
         }
-        self.containers.lock().unwrap_or_else(PoisonError::into_inner).remove(&attachment.container_id);
         Ok(())
     }
 
@@ -440,6 +445,15 @@ impl Driver {
         } else {
             let program = execute::find(&plugin.kind, &self.config.bin_dirs)?;
             execute::program(&program, call).await
+        }
+    }
+
+    /// Forgets a container's lock, unless another operation waits for it: the map's reference and the
+    /// caller's are two.
+    fn unlist_container(&self, container_id: &str) {
+        let mut containers = self.containers.lock().unwrap_or_else(PoisonError::into_inner);
+        if containers.get(container_id).is_some_and(|lock| Arc::strong_count(lock) <= 2) {
+            containers.remove(container_id);
         }
     }
 

@@ -1,6 +1,8 @@
 //! Names and hardware addresses derived from an attachment's identity, so that DEL and GC find what ADD made
 //! without any memory of it.
 
+use std::net::IpAddr;
+
 use sha2::{Digest, Sha256};
 
 use crate::types::invocation::Owner;
@@ -23,9 +25,18 @@ pub fn host_link(owner: &Owner) -> String {
     format!("kl{hex}")
 }
 
-/// Hardware address of the container's interface.
-pub fn container_mac(owner: &Owner) -> Mac {
-    mac(&["container", &owner.container_id, &owner.ifname])
+/// Hardware address of a container's interface with these addresses. It is derived from the address, so
+/// that neighbour entries of peers stay true when an address is given to another container. For IPv4 it has
+/// the form that Docker and kubenet made known: 0a:58 and the address.
+pub fn container_mac(ips: &[IpAddr]) -> Mac {
+    let v4 = ips.iter().find_map(|ip| match ip {
+        IpAddr::V4(ip) => Some(ip.octets()),
+        IpAddr::V6(_) => None,
+    });
+    match (v4, ips.first()) {
+        (Some([a, b, c, d]), _) => Mac([0x0a, 0x58, a, b, c, d]),
+        (None, first) => mac(&["container", &first.map(ToString::to_string).unwrap_or_default()]),
+    }
 }
 
 /// Hardware address of the host's end of the veth pair.
@@ -66,7 +77,9 @@ mod tests {
         assert_eq!(host_link(&one), host_link(&one));
         assert_ne!(host_link(&one), host_link(&two));
         assert!(host_link(&one).len() <= 15 && host_link(&one).starts_with("kl"));
-        assert_eq!(container_mac(&one).0[0] & 3, 2);
-        assert_ne!(container_mac(&one), host_mac(&one));
+        assert_ne!(host_mac(&one), host_mac(&two));
+        let ips = ["fd00::5".parse().unwrap(), "10.244.1.5".parse().unwrap()];
+        assert_eq!(container_mac(&ips).to_string(), "0a:58:0a:f4:01:05");
+        assert_eq!(container_mac(&ips[..1]).0[0] & 3, 2);
     }
 }

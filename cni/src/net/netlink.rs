@@ -1,6 +1,6 @@
 //! Route netlink in the terms of this crate: one connection per namespace, errors with their errno.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use futures::TryStreamExt;
 use ipnet::IpNet;
@@ -8,7 +8,7 @@ use netlink_packet_route::AddressFamily;
 use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressHeaderFlags, AddressScope};
 use netlink_packet_route::link::{
     InfoBridgePort, InfoData, InfoKind, InfoPortData, InfoVeth, LinkAttribute, LinkFlags, LinkInfo,
-    LinkMessage,
+    LinkMessage, State,
 };
 use netlink_packet_route::neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourState};
 use netlink_packet_route::route::{
@@ -46,6 +46,8 @@ pub struct Link {
     pub mtu: u32,
     /// Whether it is administratively up.
     pub up: bool,
+    /// Whether packets flow (operational state up).
+    pub operational: bool,
     /// Index of the bridge it is a port of.
     pub controller: Option<u32>,
     /// Kind: veth, bridge and so on.
@@ -90,8 +92,9 @@ impl Netlink {
     /// # Errors
     /// I/O errors.
     pub fn open() -> Result<Netlink> {
+        // Strict: the kernel applies the filters of a dump itself instead of listing everything there is.
         let (connection, handle, _) =
-            rtnetlink::new_connection().map_err(|e| Error::io("open netlink socket", e))?;
+            rtnetlink::new_connection_with_strict_check().map_err(|e| Error::io("open netlink socket", e))?;
         Ok(Netlink { handle, connection: tokio::spawn(connection) })
     }
 
@@ -101,8 +104,9 @@ impl Netlink {
     /// # Errors
     /// I/O errors.
     pub fn open_in(netns: &NetNs) -> Result<Netlink> {
-        let (connection, handle, _) =
-            netns.run(|| rtnetlink::new_connection().map_err(|e| Error::io("open netlink socket", e)))?;
+        let (connection, handle, _) = netns.run(|| {
+            rtnetlink::new_connection_with_strict_check().map_err(|e| Error::io("open netlink socket", e))
+        })?;
         Ok(Netlink { handle, connection: tokio::spawn(connection) })
     }
 
@@ -153,8 +157,8 @@ impl Netlink {
         self.handle.link().add(message).execute().await.map_err(|e| failed(format!("add bridge {name}"), e))
     }
 
-    /// Makes a veth pair in one request: both names, addresses and the container's namespace at once. The
-    /// host end is up, the container end waits for its settings.
+    /// Makes a veth pair in one request: both names, addresses and the container's namespace at once. Both
+    /// ends are down and wait for their settings.
     ///
     /// # Errors
     /// The kernel's; EEXIST when either name is taken.
@@ -169,7 +173,6 @@ impl Netlink {
             .name(spec.host.0)
             .address(spec.host.1.0.to_vec())
             .mtu(spec.mtu)
-            .up()
             .set_info_data(InfoData::Veth(InfoVeth::Peer(peer)));
         if let Some(bridge) = spec.bridge {
             builder = builder.controller(bridge);
@@ -178,27 +181,19 @@ impl Netlink {
         self.handle.link().add(builder.build()).execute().await.map_err(|e| failed(what(), e))
     }
 
-    /// Lets a bridge port send frames back where they came from: a pod reaches itself through a Service.
+    /// Sets a bridge port up, in hairpin mode: it may send frames back where they came from, as when a pod
+    /// reaches itself through a Service.
     ///
     /// # Errors
     /// The kernel's.
-    pub async fn set_hairpin(&self, port: u32) -> Result<()> {
-        let message = LinkBridgePort::new(port).hairpin(true).build();
+    pub async fn set_hairpin_up(&self, port: u32) -> Result<()> {
+        let message = LinkBridgePort::new(port).hairpin(true).up().build();
         self.handle
             .link()
             .set_port(message)
             .execute()
             .await
             .map_err(|e| failed("set hairpin mode of bridge port".into(), e))
-    }
-
-    /// Makes link `index` a port of bridge `controller`.
-    ///
-    /// # Errors
-    /// The kernel's.
-    pub async fn set_controller(&self, index: u32, controller: u32) -> Result<()> {
-        let message = LinkUnspec::new_with_index(index).controller(controller).build();
-        self.handle.link().set(message).execute().await.map_err(|e| failed("set bridge of link".into(), e))
     }
 
     /// Sets a link up.
@@ -358,15 +353,31 @@ impl Netlink {
     /// MTU of the link that the default route leaves by; `None` without a default route.
     ///
     /// # Errors
-    /// The kernel's.
+    /// The kernel's, other than that there is no route.
     pub async fn default_route_mtu(&self) -> Result<Option<u32>> {
-        let default = self.routes().await?.into_iter().find(|r| r.dst.prefix_len() == 0 && r.link.is_some());
-        match default.and_then(|route| route.link) {
-            Some(index) => Ok(self.link_by_index(index).await?.map(|link| link.mtu)),
-            None => Ok(None),
+        for probe in DOCUMENTATION_ADDRESSES {
+            let mut question = RouteMessage::default();
+            question.header.address_family =
+                if probe.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
+            question.header.destination_prefix_length = if probe.is_ipv4() { 32 } else { 128 };
+            question.attributes.push(RouteAttribute::Destination(RouteAddress::from(probe)));
+            let mut answers = Box::pin(self.handle.route().get(question).execute());
+            let answer = match answers.try_next().await {
+                Ok(answer) => answer,
+                Err(e) if matches!(errno(&e), libc::ENETUNREACH | libc::EHOSTUNREACH | libc::EACCES) => None,
+                Err(e) => return Err(failed("look up the default route".into(), e)),
+            };
+            if let Some(link) = answer.as_ref().and_then(read_route).and_then(|route| route.link) {
+                return Ok(self.link_by_index(link).await?.map(|link| link.mtu));
+            }
         }
+        Ok(None)
     }
 }
+
+/// Addresses that are nobody's (TEST-NET-3 of RFC 5737, RFC 3849): only a default route leads to them.
+const DOCUMENTATION_ADDRESSES: [IpAddr; 2] =
+    [IpAddr::V4(Ipv4Addr::new(203, 0, 113, 1)), IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1))];
 
 fn read_link(message: &LinkMessage) -> Link {
     let mut link = Link {
@@ -375,6 +386,7 @@ fn read_link(message: &LinkMessage) -> Link {
         mac: None,
         mtu: 0,
         up: message.header.flags.contains(LinkFlags::Up),
+        operational: false,
         controller: None,
         kind: None,
         hairpin: false,
@@ -384,6 +396,7 @@ fn read_link(message: &LinkMessage) -> Link {
             LinkAttribute::IfName(name) => link.name.clone_from(name),
             LinkAttribute::Address(mac) => link.mac = mac.as_slice().try_into().ok().map(Mac),
             LinkAttribute::Mtu(mtu) => link.mtu = *mtu,
+            LinkAttribute::OperState(state) => link.operational = *state == State::Up,
             LinkAttribute::Controller(index) => link.controller = Some(*index),
             LinkAttribute::LinkInfo(infos) => {
                 for info in infos {

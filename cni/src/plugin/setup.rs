@@ -1,6 +1,7 @@
 //! Wiring a pod in both modes.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::time::Duration;
 
 use ipnet::IpNet;
 use netlink_packet_route::address::AddressScope;
@@ -52,7 +53,7 @@ pub(super) async fn setup(
     let host_name = naming::host_link(owner);
     let spec = VethSpec {
         host: (&host_name, naming::host_mac(owner)),
-        container: (&owner.ifname, naming::container_mac(owner)),
+        container: (&owner.ifname, naming::container_mac(ips)),
         netns: &sandbox.netns,
         mtu,
         bridge: bridge.as_ref().map(|link| link.index),
@@ -81,8 +82,12 @@ pub(super) async fn setup(
     if routed {
         wire_routed(owner, host, pod, &host_link, &pod_link, ips, has_v6).await?;
     } else {
-        host.set_hairpin(host_link.index).await?;
+        // A bridge port needs no addresses of its own, and hundreds of them would each join groups and
+        // send advertisements.
+        sysctl::set(&format!("ipv6/conf/{}/disable_ipv6", host_link.name), "1")?;
+        host.set_hairpin_up(host_link.index).await?;
     }
+    wait_for_carrier(pod, &owner.ifname).await?;
     for route in &result.routes {
         let spec = RouteSpec {
             dst: route.dst,
@@ -109,6 +114,21 @@ pub(super) async fn setup(
         ip.interface = Some(last);
     }
     Ok(result)
+}
+
+/// Of the two ends, the one that was set up first learns from a kernel worker that its peer is there, and
+/// until then it drops what is sent. A pod must not start with a lost packet: a lost SYN or DNS query costs
+/// it a second or more.
+async fn wait_for_carrier(pod: &Netlink, ifname: &str) -> Result<()> {
+    let mut pause = Duration::from_micros(100);
+    while pause < Duration::from_secs(2) {
+        if pod.require_link(ifname).await?.operational {
+            return Ok(());
+        }
+        tokio::time::sleep(pause).await;
+        pause *= 2;
+    }
+    Err(Error::TryAgain(format!("interface {ifname} has no carrier")))
 }
 
 fn shown(link: &Link, mtu: u32, sandbox: &str) -> Interface {
@@ -229,10 +249,13 @@ async fn wire_routed(
 ) -> Result<()> {
     if has_v6 {
         quieten_ipv6(&host_link.name)?;
+    } else {
+        sysctl::set(&format!("ipv6/conf/{}/disable_ipv6", host_link.name), "1")?;
     }
+    host.set_up(host_link.index).await?;
     for ip in ips {
         pod.put_neighbour(pod_link.index, next_hop(*ip), naming::host_mac(owner)).await?;
-        host.put_neighbour(host_link.index, *ip, naming::container_mac(owner)).await?;
+        host.put_neighbour(host_link.index, *ip, naming::container_mac(ips)).await?;
         host.put_route(&host_route(host_link.index, *ip)).await?;
     }
     Ok(())

@@ -96,6 +96,7 @@ impl Space {
             };
             Netlink::open().unwrap().add_veth(&spec).await.unwrap();
         });
+        self.command(&format!("ip link set {here} up"));
         other.command(&format!("ip link set {there} up"));
     }
 

@@ -7,12 +7,13 @@ mod udp;
 use std::sync::Arc;
 
 use hickory_proto::op::{Message, ResponseCode};
+use hickory_proto::rr::Name;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::DnsConfig;
 use crate::forward::Forwarder;
-use crate::respond::{Decision, Transport, decide, encode, limit, reply_to};
+use crate::respond::{Decision, Received, Transport, decide, encode, limit, read, reply_to};
 use crate::{DnsError, SharedZone};
 pub use sockets::Sockets;
 
@@ -61,38 +62,40 @@ enum Step {
 
 /// A query that an upstream server must help with.
 struct Pending {
-    decision: Decision,
+    request: Box<Message>,
+    help: Help,
     limit: usize,
     transport: Transport,
-    request: Message,
+}
+
+/// What is needed of the upstream server.
+enum Help {
+    Everything,
+    Addresses { reply: Box<Message>, target: Name },
 }
 
 impl Service {
     /// Answers from the zone without waiting for anything.
     fn step(&self, bytes: &[u8], transport: Transport) -> Step {
-        let decision = decide(&self.zone.read(), bytes, !self.forwarder.is_empty());
-        match decision {
-            Decision::Silence => Step::Silence,
-            Decision::Reply(reply) => {
-                let limit = limit(asked_payload(bytes, transport), transport);
-                Step::Answer(encode(*reply, limit))
-            }
-            slow => match Message::from_vec(bytes) {
-                Ok(request) => {
-                    let limit = limit(request.max_payload(), transport);
-                    Step::Wait(Box::new(Pending { decision: slow, limit, transport, request }))
-                }
-                // Unreachable: the same bytes were decoded for the decision.
-                Err(_undecodable) => Step::Silence,
-            },
-        }
+        let request = match read(bytes) {
+            Received::Noise => return Step::Silence,
+            Received::Malformed(reply) => return Step::Answer(encode(*reply, limit(0, transport))),
+            Received::Query(request) => request,
+        };
+        let limit = limit(request.max_payload(), transport);
+        let help = match decide(&self.zone.read(), &request, !self.forwarder.is_empty()) {
+            Decision::Reply(reply) => return Step::Answer(encode(*reply, limit)),
+            Decision::Forward => Help::Everything,
+            Decision::Complete { reply, target } => Help::Addresses { reply, target },
+        };
+        Step::Wait(Box::new(Pending { request, help, limit, transport }))
     }
 
     /// Finishes what [`Service::step`] could not.
     async fn finish(&self, pending: Pending) -> Option<Vec<u8>> {
-        let Pending { decision, limit, transport, request } = pending;
-        match decision {
-            Decision::Forward(message) => match self.forwarder.forward(&message, transport).await {
+        let Pending { request, help, limit, transport } = pending;
+        match help {
+            Help::Everything => match self.forwarder.forward(&request, transport).await {
                 Some(answer) if answer.len() <= limit => {
                     let mut bytes = answer.to_vec();
                     bytes.get_mut(..2)?.copy_from_slice(&request.metadata.id.to_be_bytes());
@@ -106,7 +109,7 @@ impl Service {
                 }
                 None => encode(reply_to(&request, ResponseCode::ServFail), limit),
             },
-            Decision::Complete { mut reply, target } => {
+            Help::Addresses { mut reply, target } => {
                 let kind = request.queries.first()?.query_type();
                 match self.forwarder.resolve(&target, kind).await {
                     Some(answer) => {
@@ -117,18 +120,9 @@ impl Service {
                 }
                 encode(*reply, limit)
             }
-            Decision::Silence | Decision::Reply(_) => None,
         }
     }
 }
 
 /// The most records that an upstream server may add to an alias.
 const MAX_COMPLETED: usize = 64;
-
-/// The payload size in a query's EDNS. Decoded again only for datagrams, where it matters.
-fn asked_payload(bytes: &[u8], transport: Transport) -> u16 {
-    match transport {
-        Transport::Tcp => u16::MAX,
-        Transport::Udp => Message::from_vec(bytes).map_or(512, |request| request.max_payload()),
-    }
-}
