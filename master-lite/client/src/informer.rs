@@ -152,11 +152,17 @@ pub struct Informer<K> {
     cache: RwLock<Cache<K>>,
     handlers: Mutex<Vec<Handler<K>>>,
     synced: watch::Sender<bool>,
+    trim: fn(&mut K),
 }
 
 impl<K> Default for Informer<K> {
     fn default() -> Self {
-        Informer { cache: RwLock::default(), handlers: Mutex::default(), synced: watch::Sender::new(false) }
+        Informer {
+            cache: RwLock::default(),
+            handlers: Mutex::default(),
+            synced: watch::Sender::new(false),
+            trim: |_| {},
+        }
     }
 }
 
@@ -167,6 +173,11 @@ where
     /// An empty informer. Register handlers first, then [`run`](Self::run) it.
     pub fn new() -> Arc<Self> {
         Arc::new(Self::default())
+    }
+
+    /// An empty informer whose objects lose, by `trim`, what no one will read.
+    pub fn with_trim(trim: fn(&mut K)) -> Arc<Self> {
+        Arc::new(Informer { trim, ..Self::default() })
     }
 
     /// Calls `handler` for every change from now on. A handler must not block.
@@ -244,7 +255,7 @@ where
                 Some(Ok(watcher::Event::Delete(object))) => self.delete(&Key::of(&object), Some(object)),
                 Some(Ok(watcher::Event::Init)) => listing.clear(),
                 Some(Ok(watcher::Event::InitApply(object))) => {
-                    let object = trimmed(object);
+                    let object = self.trimmed(object);
                     listing.insert(Key::of(&*object), object);
                 }
                 Some(Ok(watcher::Event::InitDone)) => {
@@ -273,7 +284,7 @@ where
 
     /// Puts one object in the cache, as if the watch had brought it.
     pub fn apply(&self, object: K) {
-        let object = trimmed(object);
+        let object = self.trimmed(object);
         self.store(Key::of(&*object), object);
     }
 
@@ -295,8 +306,14 @@ where
     fn delete(&self, key: &Key, last: Option<K>) {
         let old = self.cache.write().remove(key);
         if let Some(old) = old {
-            self.tell(&Delta::Deleted(last.map_or(old, trimmed)));
+            self.tell(&Delta::Deleted(last.map_or(old, |last| self.trimmed(last))));
         }
+    }
+
+    fn trimmed(&self, mut object: K) -> Arc<K> {
+        object.meta_mut().managed_fields = None;
+        (self.trim)(&mut object);
+        Arc::new(object)
     }
 
     fn tell(&self, delta: &Delta<K>) {
@@ -304,11 +321,6 @@ where
             handler(delta);
         }
     }
-}
-
-fn trimmed<K: Resource>(mut object: K) -> Arc<K> {
-    object.meta_mut().managed_fields = None;
-    Arc::new(object)
 }
 
 #[cfg(test)]

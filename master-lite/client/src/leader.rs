@@ -146,7 +146,6 @@ async fn attempt(
                 ..Default::default()
             },
             spec: Some(claim(None, config)),
-            ..Default::default()
         };
         let lease = api.create(&PostParams::default(), &lease).await?;
         *observed = Observed { record: lease.spec, at: Instant::now() };

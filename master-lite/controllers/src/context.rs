@@ -36,8 +36,8 @@ impl Context {
         self.clients.for_controller(name)
     }
 
-    /// An event recorder of the controller `name`.
-    pub fn recorder(&self, name: &'static str) -> Recorder {
-        Recorder::new(self.client(name), name)
+    /// A recorder of events that names `component` as their source and writes them as `account`.
+    pub fn recorder(&self, account: &str, component: &'static str) -> Recorder {
+        Recorder::new(self.client(account), component)
     }
 }

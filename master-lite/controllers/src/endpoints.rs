@@ -24,7 +24,7 @@ const HEADLESS_LABEL: &str = "service.kubernetes.io/headless";
 pub fn start(context: &Context) -> Task {
     let controller = Arc::new(Controller {
         client: context.client(NAME),
-        recorder: context.recorder(NAME),
+        recorder: context.recorder(NAME, NAME),
         services: context.informers.services.clone(),
         endpoints: context.informers.endpoints.clone(),
         pods: context.informers.pods.clone(),

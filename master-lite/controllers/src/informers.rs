@@ -65,7 +65,7 @@ impl Informers {
         watch.all(&self.replication_controllers);
         watch.all(&self.service_accounts);
         watch.all(&self.csrs);
-        watch.some(&self.root_cas, |client| Api::all(client), "metadata.name=kube-root-ca.crt");
+        watch.some(&self.root_cas, Api::all, "metadata.name=kube-root-ca.crt");
         watch.some(
             &self.bootstrap_tokens,
             |client| Api::namespaced(client, "kube-system"),
@@ -86,7 +86,7 @@ impl Watch<'_> {
     where
         K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + Sync + 'static,
     {
-        self.some(informer, |client| Api::all(client), "");
+        self.some(informer, Api::all, "");
     }
 
     fn some<K>(&mut self, informer: &Arc<Informer<K>>, api: impl FnOnce(Client) -> Api<K>, fields: &str)

@@ -34,7 +34,7 @@ pub struct Controller {
 pub fn start(context: &Context) -> Task {
     let controller = Arc::new(Controller {
         client: context.client(NAME),
-        recorder: context.recorder(NAME),
+        recorder: context.recorder(NAME, NAME),
         deployments: context.informers.deployments.clone(),
         sets: context.informers.replica_sets.clone(),
         pods: context.informers.pods.clone(),

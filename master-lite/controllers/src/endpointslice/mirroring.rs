@@ -94,7 +94,8 @@ impl Controller {
         if let Some(endpoints) = wanted {
             let groups = groups(endpoints.subsets.as_deref().unwrap_or_default());
             let owner = SliceOwner::of_endpoints(&endpoints, MANAGED_BY);
-            return apply(&self.client, key, reconcile::plan(&owner, &groups, &present), &self.writes).await;
+            let plan = reconcile::plan(&owner, &groups, &present);
+            return apply(&self.client, key, plan, &self.writes, &self.slices).await;
         }
         let api: Api<EndpointSlice> = Api::namespaced(self.client.clone(), &key.namespace);
         for slice in present {

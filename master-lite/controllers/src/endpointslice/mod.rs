@@ -37,7 +37,7 @@ const UNSEEN: Duration = Duration::from_secs(5);
 pub fn start(context: &Context) -> Task {
     let controller = Arc::new(Controller {
         client: context.client(NAME),
-        recorder: context.recorder(NAME),
+        recorder: context.recorder(NAME, "endpoint-slice-controller"),
         services: context.informers.services.clone(),
         slices: context.informers.endpoint_slices.clone(),
         pods: context.informers.pods.clone(),
@@ -145,7 +145,7 @@ impl Controller {
         let groups = endpoints::groups(&service, &pods, &node);
         let owner = SliceOwner::of_service(&service, MANAGED_BY);
         let plan = reconcile::plan(&owner, &groups, &present);
-        apply(&self.client, key, plan, &self.writes).await.inspect_err(|error| {
+        apply(&self.client, key, plan, &self.writes, &self.slices).await.inspect_err(|error| {
             if !error.is_namespace_terminating() && !matches!(error, Error::Api(e) if meta::is_conflict(e)) {
                 let message = format!("Error updating Endpoint Slices for Service {key}: {error}");
                 self.recorder.event(&*service, EventType::Warning, "FailedToUpdateEndpointSlices", message);
@@ -171,19 +171,25 @@ pub fn slices_of(
 }
 
 /// Carries out a plan. New slices come first and old ones go last, so that no endpoint is missing in between.
-pub async fn apply(client: &kube::Client, service: &Key, plan: Plan, writes: &OwnWrites) -> Result {
+pub async fn apply(
+    client: &kube::Client,
+    service: &Key,
+    plan: Plan,
+    writes: &OwnWrites,
+    cache: &Informer<EndpointSlice>,
+) -> Result {
     let api: Api<EndpointSlice> = Api::namespaced(client.clone(), &service.namespace);
     let params = PostParams::default();
     for slice in plan.create {
         match api.create(&params, &slice).await {
-            Ok(made) => writes.wrote(service, &made),
+            Ok(made) => writes.wrote(service, &made, cache),
             Err(error) if meta::is_namespace_terminating(&error) => return Ok(()),
             Err(error) => return Err(error.into()),
         }
     }
     for slice in plan.update {
         let written = api.replace(meta::name(&slice.metadata), &params, &slice).await?;
-        writes.wrote(service, &written);
+        writes.wrote(service, &written, cache);
     }
     for name in plan.delete {
         match api.delete(&name, &DeleteParams::default()).await {
@@ -196,13 +202,21 @@ pub async fn apply(client: &kube::Client, service: &Key, plan: Plan, writes: &Ow
 
 /// Versions that we have written and the cache has not shown yet, by service and slice.
 #[derive(Default)]
-pub struct OwnWrites(Mutex<HashMap<Key, HashMap<String, (u64, Instant)>>>);
+pub struct OwnWrites(Mutex<HashMap<Key, SliceVersions>>);
+
+/// The version that was written of each slice, and when.
+type SliceVersions = HashMap<String, (u64, Instant)>;
 
 impl OwnWrites {
-    fn wrote(&self, service: &Key, slice: &EndpointSlice) {
+    fn wrote(&self, service: &Key, slice: &EndpointSlice, cache: &Informer<EndpointSlice>) {
         let entry = (meta::revision(&slice.metadata), Instant::now());
         let name = meta::name(&slice.metadata).to_owned();
         self.0.lock().entry(service.clone()).or_default().insert(name, entry);
+        // The watch may have been faster than the answer. Looking after noting leaves no gap: either the cache has it
+        // now, or the watch finds the note.
+        if let Some(cached) = cache.get(&Key::of(slice)) {
+            self.seen(service, &cached);
+        }
     }
 
     /// The watch has brought this version of a slice.
@@ -218,8 +232,7 @@ impl OwnWrites {
         }
     }
 
-    /// Whether the cache lacks a write of ours. What the watch brought before the write was noted is waited for in
-    /// vain, but not for long.
+    /// Whether the cache lacks a write of ours. What the watch never brings is not waited for very long.
     pub fn is_behind(&self, service: &Key) -> bool {
         let mut all = self.0.lock();
         let Some(writes) = all.get_mut(service) else { return false };

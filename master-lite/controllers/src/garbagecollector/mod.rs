@@ -5,6 +5,7 @@
 
 pub mod graph;
 
+use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
@@ -41,7 +42,7 @@ type Metadata = PartialObjectMeta<DynamicObject>;
 pub fn start(context: &Context) -> Task {
     let collector = Arc::new(Collector {
         client: context.client(ACCOUNT),
-        recorder: context.recorder(ACCOUNT),
+        recorder: context.recorder(ACCOUNT, NAME),
         graph: Mutex::default(),
         deletions: WorkQueue::new(),
         orphans: WorkQueue::new(),
@@ -133,10 +134,9 @@ impl Collector {
                     let mut first = Vec::new();
                     for served in wanted {
                         let name = key(&served.resource);
-                        if !watched.contains_key(&name) {
-                            let token = shutdown.child_token();
-                            first.push(self.clone().watch(&served.resource, token.clone(), &mut tasks));
-                            watched.insert(name, token);
+                        if let Entry::Vacant(new) = watched.entry(name) {
+                            let token = new.insert(shutdown.child_token()).clone();
+                            first.push(self.clone().watch(&served.resource, token, &mut tasks));
                         }
                     }
                     let synced = async {
@@ -177,7 +177,11 @@ impl Collector {
         shutdown: CancellationToken,
         tasks: &mut JoinSet<()>,
     ) -> Arc<Informer<Metadata>> {
-        let informer = Informer::<Metadata>::new();
+        // Owners, finalizers and times are all that is read; this cache holds every object of the cluster.
+        let informer = Informer::<Metadata>::with_trim(|object| {
+            object.metadata.labels = None;
+            object.metadata.annotations = None;
+        });
         let api: Api<Metadata> = Api::all_with(self.client.clone(), resource);
         let (api_version, kind) = (resource.api_version.clone(), resource.kind.clone());
         informer.on_change(move |delta| {

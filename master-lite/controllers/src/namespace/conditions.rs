@@ -6,6 +6,9 @@ use std::time::Duration;
 use k8s_openapi::api::core::v1::{NamespaceCondition, NamespaceStatus};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
+/// A condition's type, its reason and message if it is bad, and those if it is good.
+type Row = (&'static str, Option<(&'static str, String)>, &'static str, &'static str);
+
 /// What is left after one pass.
 #[derive(Debug, Default)]
 pub struct Remaining {
@@ -38,7 +41,7 @@ impl Remaining {
         !self.resources.is_empty()
     }
 
-    fn conditions(&self) -> [(&'static str, Option<(&'static str, String)>, &'static str, &'static str); 5] {
+    fn conditions(&self) -> [Row; 5] {
         let failed = (!self.failures.is_empty()).then(|| {
             let mut failures = self.failures.clone();
             failures.sort();

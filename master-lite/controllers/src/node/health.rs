@@ -100,9 +100,8 @@ pub fn wanted_taints(node: &Node, eviction: Eviction, now: &Time) -> Option<Vec<
     let is_ours = |taint: &Taint| match taint.effect.as_str() {
         NO_EXECUTE => taint.key == NOT_READY || taint.key == UNREACHABLE,
         NO_SCHEDULE => {
-            (registered || taint.key == UNSCHEDULABLE)
-                && (taint.key == UNSCHEDULABLE
-                    || CONDITION_TAINTS.iter().any(|(_, _, key)| taint.key == *key))
+            taint.key == UNSCHEDULABLE
+                || (registered && CONDITION_TAINTS.iter().any(|(_, _, key)| taint.key == *key))
         }
         _ => false,
     };

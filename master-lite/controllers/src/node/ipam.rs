@@ -28,7 +28,7 @@ pub fn start(context: &Context) -> Task {
     };
     let controller = Arc::new(Controller {
         client: context.client(ACCOUNT),
-        recorder: context.recorder(NAME),
+        recorder: context.recorder(ACCOUNT, "cidrAllocator"),
         nodes: context.informers.nodes.clone(),
         allocator: Mutex::new(allocator),
         queue: WorkQueue::new(),

@@ -27,7 +27,7 @@ const STARTUP_GRACE: Duration = Duration::from_secs(60);
 pub fn start(context: &Context) -> Task {
     let controller = Arc::new(Controller {
         client: context.client(NAME),
-        recorder: context.recorder(NAME),
+        recorder: context.recorder(NAME, NAME),
         config: context.config.clone(),
         nodes: context.informers.nodes.clone(),
         leases: context.informers.node_leases.clone(),

@@ -21,7 +21,7 @@ const WORKERS: usize = 8;
 pub fn start(context: &Context) -> Task {
     let controller = Arc::new(Controller {
         client: context.client(ACCOUNT),
-        recorder: context.recorder(NAME),
+        recorder: context.recorder(ACCOUNT, NAME),
         nodes: context.informers.nodes.clone(),
         pods: context.informers.pods.clone(),
         queue: WorkQueue::new(),

@@ -54,7 +54,7 @@ fn start<K: Scaled>(
 ) -> Task {
     let client = context.client(account);
     let controller = Arc::new(Controller {
-        control: PodControl::new(client.clone(), context.recorder(account)),
+        control: PodControl::new(client.clone(), context.recorder(account, account)),
         client,
         sets,
         pods: context.informers.pods.clone(),
