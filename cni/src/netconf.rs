@@ -340,6 +340,20 @@ mod tests {
         assert_eq!(ensure("10.244.2.0/24"), DefaultOutcome::Foreign(foreign));
     }
 
+    proptest::proptest! {
+        #[test]
+        fn arbitrary_text_never_panics(key in "[a-zA-Z]{0,24}", text in ".{0,60}") {
+            let _ = NetworkConfig::parse(text.as_bytes());
+            for key in ["cniVersion", "cniVersions", "name", "plugins", "disableGC", key.as_str()] {
+                for value in [serde_json::json!(text), serde_json::json!([text, 1]), serde_json::json!({ "type": text })] {
+                    let mut root = serde_json::json!({"cniVersion": "1.0.0", "name": "a", "type": "x"});
+                    root[key] = value;
+                    let _ = NetworkConfig::parse(root.to_string().as_bytes());
+                }
+            }
+        }
+    }
+
     #[test]
     fn unusable_lists_are_refused() {
         for (text, code) in [

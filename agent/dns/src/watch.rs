@@ -88,3 +88,54 @@ fn slice_change(zone: &SharedZone, change: Change<EndpointSlice>) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use hickory_proto::rr::RecordType;
+    use parking_lot::RwLock;
+    use serde_json::json;
+
+    use super::*;
+    use crate::zone::{Area, Found};
+    use crate::{DnsConfig, Zone};
+
+    fn service(name: &str, spec: serde_json::Value) -> Service {
+        serde_json::from_value(json!({"metadata": {"namespace": "default", "name": name}, "spec": spec}))
+            .unwrap()
+    }
+
+    async fn after(zone: &SharedZone, events: Vec<Event<Service>>) {
+        let stream = futures::stream::iter(events.into_iter().map(Ok));
+        feed(stream, |change| service_change(zone, change)).await;
+    }
+
+    fn exists(zone: &SharedZone, name: &str) -> bool {
+        let zone = zone.read();
+        let name = hickory_proto::rr::Name::from_ascii(format!("{name}.default.svc.cluster.local.")).unwrap();
+        let Area::Cluster(labels) = zone.area(&name) else { panic!("{name}") };
+        matches!(zone.lookup(&labels, RecordType::A), Found::Records { .. })
+    }
+
+    #[tokio::test]
+    async fn the_zone_follows_the_watch() {
+        let zone: SharedZone = Arc::new(RwLock::new(Zone::new(&DnsConfig::default()).unwrap()));
+        let a = service("a", json!({"clusterIP": "10.96.0.2"}));
+        let b = service("b", json!({"clusterIP": "10.96.0.3"}));
+        after(&zone, vec![Event::Init, Event::InitApply(a.clone())]).await;
+        assert!(!exists(&zone, "a"), "a list that isn't whole must not be taken for one");
+        after(&zone, vec![Event::Init, Event::InitApply(a.clone()), Event::InitDone]).await;
+        assert!(exists(&zone, "a"));
+        after(&zone, vec![Event::Apply(b.clone())]).await;
+        assert!(exists(&zone, "b"));
+        // A service that loses its address has no name any more.
+        after(&zone, vec![Event::Apply(service("b", json!({})))]).await;
+        assert!(!exists(&zone, "b"));
+        after(&zone, vec![Event::Apply(b.clone()), Event::Delete(a)]).await;
+        assert!(!exists(&zone, "a") && exists(&zone, "b"));
+        // After a lost watch, what is not listed is gone.
+        after(&zone, vec![Event::Init, Event::InitDone]).await;
+        assert!(!exists(&zone, "b"));
+    }
+}

@@ -40,11 +40,14 @@ pub async fn serve(
     let service = Arc::new(Service { zone, forwarder });
     let mut tasks = JoinSet::new();
     for socket in sockets.udp {
+        // One that was handed over may have come in any state.
+        socket.set_nonblocking(true).map_err(DnsError::Socket)?;
         let socket = tokio::net::UdpSocket::from_std(socket).map_err(DnsError::Socket)?;
         tasks.spawn(udp::serve(Arc::clone(&service), Arc::new(socket)));
     }
     let connections = Arc::new(tokio::sync::Semaphore::new(config.max_connections));
     for listener in sockets.tcp {
+        listener.set_nonblocking(true).map_err(DnsError::Socket)?;
         let listener = tokio::net::TcpListener::from_std(listener).map_err(DnsError::Socket)?;
         tasks.spawn(tcp::serve(Arc::clone(&service), listener, Arc::clone(&connections)));
     }
