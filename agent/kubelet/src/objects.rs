@@ -79,15 +79,18 @@ impl Object {
     }
 }
 
+/// An object, none when it does not exist, or why it can't be known.
+pub type Knowledge = Result<Option<Arc<Object>>, String>;
+
 /// What is known of the objects of one pod.
 #[derive(Clone, Default)]
 pub struct ObjectView {
-    known: HashMap<(ObjectKind, String), Result<Option<Arc<Object>>, String>>,
+    known: HashMap<(ObjectKind, String), Knowledge>,
 }
 
 impl ObjectView {
     /// An object, or none when it does not exist. The error says why it can't be known.
-    pub fn get(&self, kind: ObjectKind, name: &str) -> Result<Option<Arc<Object>>, String> {
+    pub fn get(&self, kind: ObjectKind, name: &str) -> Knowledge {
         let known = self.known.get(&(kind, name.to_owned())).cloned();
         known.unwrap_or_else(|| Err(format!("object {name:?} not registered")))
     }
@@ -102,7 +105,7 @@ impl ObjectView {
     }
 
     /// Adds what is known: for tests and snapshots.
-    pub fn insert(&mut self, kind: ObjectKind, name: &str, what: Result<Option<Arc<Object>>, String>) {
+    pub fn insert(&mut self, kind: ObjectKind, name: &str, what: Knowledge) {
         self.known.insert((kind, name.to_owned()), what);
     }
 }
@@ -160,7 +163,7 @@ pub fn references(pod: &Pod) -> BTreeSet<(ObjectKind, String)> {
 #[derive(Clone)]
 enum State {
     Pending,
-    Known(Result<Option<Arc<Object>>, String>),
+    Known(Knowledge),
 }
 
 type Key = (ObjectKind, String, String);
@@ -179,7 +182,7 @@ impl Drop for Watched {
 }
 
 impl Watched {
-    async fn get(&self) -> Result<Option<Arc<Object>>, String> {
+    async fn get(&self) -> Knowledge {
         let mut state = self.state.clone();
         let first = state.wait_for(|s| matches!(s, State::Known(_)));
         match tokio::time::timeout(FIRST_ANSWER, first).await {
@@ -247,13 +250,13 @@ impl ObjectCache {
                 Api::<ConfigMap>::namespaced(client, namespace),
                 key.2.clone(),
                 publisher,
-                |o| Object::ConfigMap(o),
+                Object::ConfigMap,
             )),
             ObjectKind::Secret => tokio::spawn(follow(
                 Api::<Secret>::namespaced(client, namespace),
                 key.2.clone(),
                 publisher,
-                |o| Object::Secret(o),
+                Object::Secret,
             )),
         };
         let live = Arc::new(Watched { state: rx, listeners, task: task.abort_handle() });
@@ -268,7 +271,7 @@ struct Publisher {
 }
 
 impl Publisher {
-    fn publish(&self, result: Result<Option<Arc<Object>>, String>) {
+    fn publish(&self, result: Knowledge) {
         let changed = self.tx.send_if_modified(|state| {
             let same = match (&*state, &result) {
                 (State::Known(Ok(Some(a))), Ok(Some(b))) => a == b,

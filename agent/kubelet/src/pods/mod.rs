@@ -13,6 +13,8 @@ mod context;
 pub mod decide;
 pub mod dns;
 pub mod event;
+#[cfg(test)]
+mod fake;
 mod gc;
 mod hooks;
 pub mod hosts;
@@ -33,6 +35,8 @@ mod termination;
 #[cfg(test)]
 pub(crate) mod testing;
 mod worker;
+#[cfg(test)]
+mod worker_tests;
 
 pub use manager::{PodManager, PodManagerConfig};
 pub use observed::ObservedPod;

@@ -14,8 +14,8 @@ pub struct ObservedPod {
 impl ObservedPod {
     /// Sorts what the runtime listed.
     pub fn new(mut sandboxes: Vec<PodSandboxStatus>, mut containers: Vec<ContainerStatus>) -> Self {
-        sandboxes.sort_by(|a, b| (b.metadata.attempt, b.created_at).cmp(&(a.metadata.attempt, a.created_at)));
-        containers.sort_by(|a, b| (b.created_at, b.attempt).cmp(&(a.created_at, a.attempt)));
+        sandboxes.sort_by_key(|s| std::cmp::Reverse((s.metadata.attempt, s.created_at)));
+        containers.sort_by_key(|c| std::cmp::Reverse((c.created_at, c.attempt)));
         Self { sandboxes, containers }
     }
 

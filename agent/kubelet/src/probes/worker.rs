@@ -168,10 +168,10 @@ impl Probes {
 
     fn adopt(&self, pod: &Pod, status: &ContainerStatus) {
         let full_id = crate::status::containers::container_id(&status.id);
-        let reported = pod.status.iter().flat_map(|s| {
+        let mut reported = pod.status.iter().flat_map(|s| {
             s.container_statuses.iter().flatten().chain(s.init_container_statuses.iter().flatten())
         });
-        let Some(reported) = reported.filter(|s| s.container_id.as_deref() == Some(&full_id)).next() else {
+        let Some(reported) = reported.find(|s| s.container_id.as_deref() == Some(&full_id)) else {
             return;
         };
         let mut verdicts = self.table.verdicts.lock();

@@ -86,7 +86,6 @@ impl PodTokens {
                     name: Some(PodExt::name(pod).to_owned()),
                     uid: Some(PodExt::uid(pod).to_owned()),
                 }),
-                ..TokenRequestSpec::default()
             }),
             ..TokenRequest::default()
         };

@@ -1,0 +1,461 @@
+//! Whole lives of pods on a runtime in memory, with tokio's clock paused: an hour of back-off takes no time.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::Pod;
+use keelson_cri::ContainerState;
+use kube::runtime::{reflector, watcher};
+use serde_json::json;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use super::context::Context;
+use super::event::Desired;
+use super::fake::{FakeApi, FakeImages, FakeRuntime};
+use super::manager::{PodManager, PodManagerConfig};
+use super::pull::Puller;
+use super::table::PodTable;
+use super::testing::{cri_container, cri_sandbox, pod_json, t0};
+use super::worker;
+use crate::clock::{Clock, api_time};
+use crate::objects::ObjectCache;
+use crate::volumes::mounter::FakeMounter;
+
+/// One node with one pod.
+struct Bench {
+    runtime: Arc<FakeRuntime>,
+    api: Arc<FakeApi>,
+    desired: watch::Sender<Desired>,
+    tasks: JoinSet<String>,
+    clock: Clock,
+    _dir: tempfile::TempDir,
+    _router: tokio::task::JoinHandle<()>,
+}
+
+async fn bench(spec: serde_json::Value) -> Bench {
+    bench_with(pod_json(spec), |_| Vec::new()).await
+}
+
+async fn bench_with(pod: Pod, prepare: impl FnOnce(&FakeRuntime) -> Vec<String>) -> Bench {
+    let dir = tempfile::tempdir().unwrap();
+    let clock = Clock::virtual_from(t0());
+    let runtime = FakeRuntime::new(clock);
+    let sandboxes = prepare(&runtime);
+    let api = FakeApi::new(&pod);
+    let client = api.client();
+    let mut config = PodManagerConfig::new("n1", vec!["10.89.0.11".parse().unwrap()]);
+    config.root_dir = dir.path().join("kubelet");
+    config.pod_logs_dir = dir.path().join("pods");
+    config.container_logs_dir = dir.path().join("containers");
+    config.resolv_conf = dir.path().join("resolv.conf");
+    let (services, mut writer) = reflector::store();
+    writer.apply_watcher_event(&watcher::Event::Init);
+    writer.apply_watcher_event(&watcher::Event::InitDone);
+    let (events, sink) = crate::events::channel(client.clone(), "n1");
+    let shutdown = CancellationToken::new();
+    tokio::spawn(sink.run(shutdown.clone()));
+    let ctx = Context {
+        objects: ObjectCache::new(client.clone()),
+        puller: Puller::new(clock),
+        config,
+        client,
+        runtime: runtime.clone(),
+        images: Arc::new(FakeImages),
+        events,
+        services,
+        mounter: Arc::new(FakeMounter::default()),
+        clock,
+    };
+    let mut tasks = JoinSet::new();
+    let first = Desired { pod: Arc::new(api.pod()), removed: false };
+    let handle =
+        worker::spawn(Arc::new(ctx), Arc::new(PodTable::default()), first, sandboxes, shutdown, &mut tasks);
+    let mut news = keelson_cri::RuntimeService::events(&*runtime);
+    let changed = handle.runtime_changed.clone();
+    let router = tokio::spawn(async move {
+        while news.recv().await.is_ok() {
+            changed.notify_one();
+        }
+    });
+    Bench { runtime, api, desired: handle.desired, tasks, clock, _dir: dir, _router: router }
+}
+
+impl Bench {
+    async fn wait(&self, seconds: u64) {
+        tokio::time::sleep(Duration::from_secs(seconds)).await;
+    }
+
+    fn phase(&self) -> String {
+        self.api.pod().status.unwrap().phase.unwrap_or_default()
+    }
+
+    fn condition(&self, type_: &str) -> String {
+        let status = self.api.pod().status.unwrap();
+        let found = status.conditions.unwrap().into_iter().find(|c| c.type_ == type_);
+        found.map(|c| c.status).unwrap_or_default()
+    }
+
+    fn waiting(&self, index: usize) -> (String, String) {
+        let status = self.api.pod().status.unwrap().container_statuses.unwrap();
+        let waiting = status[index].state.clone().unwrap().waiting.unwrap_or_default();
+        (waiting.reason.unwrap_or_default(), waiting.message.unwrap_or_default())
+    }
+
+    /// Sends the API's pod to the worker, changed.
+    fn update(&self, change: impl FnOnce(&mut Pod)) {
+        let mut pod = self.api.pod();
+        change(&mut pod);
+        self.desired.send(Desired { pod: Arc::new(pod), removed: false }).unwrap();
+    }
+
+    fn delete(&self, grace: i64) {
+        let now = api_time(self.clock.now());
+        self.update(|pod| {
+            pod.metadata.deletion_timestamp = Some(now);
+            pod.metadata.deletion_grace_period_seconds = Some(grace);
+        });
+    }
+
+    fn check_log(&self, want: &[&str]) {
+        assert_eq!(self.runtime.take_log(), want);
+    }
+}
+
+fn two() -> serde_json::Value {
+    json!({"containers": [{"name": "a", "image": "i:1"}, {"name": "b", "image": "i:1"}]})
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pod_starts() {
+    let b = bench(two()).await;
+    b.wait(1).await;
+    b.check_log(&["sandbox 0", "start a-0", "start b-0"]);
+    assert_eq!(b.phase(), "Running");
+    for condition in ["Ready", "ContainersReady", "Initialized", "PodReadyToStartContainers", "PodScheduled"]
+    {
+        assert_eq!(b.condition(condition), "True", "{condition}");
+    }
+    let status = b.api.pod().status.unwrap();
+    assert_eq!(status.pod_ip.as_deref(), Some("10.244.0.5"));
+    assert_eq!(status.host_ip.as_deref(), Some("10.89.0.11"));
+    let events = b.api.events();
+    assert!(events.iter().any(|e| e == "Started: Container started"), "{events:?}");
+    // A pod that does not change is not written again.
+    let writes = b.api.writes();
+    b.wait(3600).await;
+    assert_eq!(b.api.writes(), writes);
+}
+
+#[tokio::test(start_paused = true)]
+async fn crash_loop() {
+    let b = bench(json!({"containers": [{"name": "a", "image": "i:1"}]})).await;
+    b.wait(1).await;
+    b.runtime.take_log();
+    // The first restart is immediate, the next ones wait 10 s, 20 s, 40 s.
+    for (attempt, wait) in [(1, 0), (2, 10), (3, 20), (4, 40)] {
+        b.runtime.exit("a", 1);
+        if wait > 0 {
+            b.wait(wait - 1).await;
+            assert_eq!(b.waiting(0).0, "CrashLoopBackOff");
+            assert!(b.waiting(0).1.starts_with(&format!("back-off {wait}s restarting failed container=a")));
+            assert!(!b.runtime.take_log().iter().any(|l| l.starts_with("start")));
+        }
+        b.wait(2).await;
+        assert!(b.runtime.take_log().contains(&format!("start a-{attempt}")), "{attempt}");
+    }
+    let status = b.api.pod().status.unwrap().container_statuses.unwrap();
+    assert_eq!(status[0].restart_count, 4);
+    assert_eq!(status[0].last_state.clone().unwrap().terminated.unwrap().exit_code, 1);
+    assert_eq!(b.phase(), "Running");
+}
+
+#[tokio::test(start_paused = true)]
+async fn graceful_deletion() {
+    let mut b = bench(two()).await;
+    b.runtime.set_stubborn("b", Duration::from_secs(5));
+    b.wait(1).await;
+    b.runtime.take_log();
+    b.delete(30);
+    b.wait(1).await;
+    assert!(b.api.deletes().is_empty(), "a container still runs");
+    b.wait(10).await;
+    b.check_log(&["term a-0 30s", "dead a", "term b-0 30s", "dead b", "stop sandbox-0"]);
+    let deletes = b.api.deletes();
+    assert_eq!(deletes.len(), 1);
+    assert_eq!(
+        (&deletes[0]["gracePeriodSeconds"], &deletes[0]["preconditions"]["uid"]),
+        (&json!(0), &json!("u"))
+    );
+    let status = b.api.pod().status.unwrap();
+    let ended = status.container_statuses.unwrap();
+    assert!(ended.iter().all(|c| c.state.as_ref().unwrap().terminated.as_ref().unwrap().exit_code == 143));
+    assert_eq!(status.phase.as_deref(), Some("Failed"));
+    b.desired.send_modify(|d| d.removed = true);
+    assert_eq!(b.tasks.join_next().await.unwrap().unwrap(), "u");
+    assert!(b.runtime.take_log().contains(&"remove sandbox-0".to_owned()));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_shorter_grace_period_wins() {
+    let b = bench(json!({"containers": [{"name": "a", "image": "i:1"}]})).await;
+    b.runtime.set_stubborn("a", Duration::from_secs(1000));
+    b.wait(1).await;
+    b.runtime.take_log();
+    b.delete(600);
+    b.wait(5).await;
+    b.delete(3);
+    b.wait(5).await;
+    b.check_log(&["term a-0 600s", "term a-0 3s", "dead a", "stop sandbox-0"]);
+    assert_eq!(b.api.deletes().len(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn force_deletion_writes_nothing() {
+    let mut b = bench(two()).await;
+    b.wait(1).await;
+    let writes = b.api.writes();
+    b.desired.send_modify(|d| d.removed = true);
+    assert_eq!(b.tasks.join_next().await.unwrap().unwrap(), "u");
+    assert_eq!((b.api.writes(), b.api.deletes().len()), (writes, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_job_succeeds() {
+    let b = bench(json!({"restartPolicy": "Never", "containers": [{"name": "a", "image": "i:1"}]})).await;
+    b.wait(1).await;
+    b.runtime.take_log();
+    b.runtime.exit("a", 0);
+    b.wait(5).await;
+    assert_eq!(b.phase(), "Succeeded");
+    b.check_log(&["stop sandbox-0"]);
+    assert_eq!(b.condition("Ready"), "False");
+    assert!(b.api.deletes().is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn init_containers_then_sidecar_then_main() {
+    let b = bench(json!({"containers": [{"name": "a", "image": "i:1"}], "initContainers": [
+        {"name": "i", "image": "i:1"}, {"name": "s", "image": "i:1", "restartPolicy": "Always"}]}))
+    .await;
+    b.wait(1).await;
+    b.check_log(&["sandbox 0", "start i-0"]);
+    assert_eq!((b.phase().as_str(), b.waiting(0).0.as_str()), ("Pending", "PodInitializing"));
+    b.runtime.exit("i", 0);
+    b.wait(1).await;
+    b.check_log(&["start s-0", "start a-0"]);
+    assert_eq!(b.phase(), "Running");
+    assert_eq!(b.condition("Initialized"), "True");
+    // The sidecar goes last.
+    b.runtime.set_stubborn("a", Duration::from_secs(4));
+    b.delete(30);
+    b.wait(10).await;
+    b.check_log(&["term a-0 30s", "dead a", "term s-0 26s", "dead s", "stop sandbox-0"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_failed_init_container_fails_a_never_pod() {
+    let b = bench(json!({"restartPolicy": "Never", "containers": [{"name": "a", "image": "i:1"}],
+        "initContainers": [{"name": "i", "image": "i:1"}]}))
+    .await;
+    b.wait(1).await;
+    b.runtime.exit("i", 3);
+    b.wait(2).await;
+    assert_eq!(b.phase(), "Failed");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_running_pod_is_adopted_untouched() {
+    let mut pod = pod_json(json!({"containers": [{"name": "a", "image": "i:1",
+        "readinessProbe": {"exec": {"command": ["true"]}, "initialDelaySeconds": 3600}}]}));
+    let id = "keelson://a-0";
+    pod.status = Some(
+        serde_json::from_value(json!({"phase": "Running", "containerStatuses": [{"name": "a", "image": "i",
+            "imageID": "", "containerID": id, "ready": true, "started": true, "restartCount": 0,
+            "state": {"running": {}}}]}))
+        .unwrap(),
+    );
+    let b = bench_with(pod, |runtime| {
+        let mut c = cri_container("a", 0, ContainerState::Running, None);
+        c.started_at = Some(t0());
+        runtime.preload(cri_sandbox(0, true), vec![c]);
+        vec!["sandbox-0".into()]
+    })
+    .await;
+    b.wait(60).await;
+    b.check_log(&[]);
+    // Its readiness is kept until the first result of the probe.
+    assert_eq!(b.condition("Ready"), "True");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_dead_sandbox_is_made_anew() {
+    let b = bench(two()).await;
+    b.wait(1).await;
+    b.runtime.take_log();
+    b.runtime.kill_sandbox();
+    b.wait(2).await;
+    let log = b.runtime.take_log();
+    assert!(log.contains(&"sandbox 1".to_owned()), "{log:?}");
+    b.wait(30).await;
+    assert_eq!(b.api.pod().status.unwrap().pod_ip.as_deref(), Some("10.244.0.6"));
+    assert_eq!(b.phase(), "Running");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_missing_is_named() {
+    let b = bench(json!({"containers": [{"name": "a", "image": "i:1",
+        "env": [{"name": "X", "valueFrom": {"configMapKeyRef": {"name": "cm", "key": "k"}}}]}]}))
+    .await;
+    b.wait(2).await;
+    assert_eq!(b.waiting(0), ("CreateContainerConfigError".into(), "configmap \"cm\" not found".into()));
+    let b = bench(json!({"containers": [{"name": "a", "image": "i:1"}],
+        "volumes": [{"name": "v", "configMap": {"name": "cm"}}]}))
+    .await;
+    b.wait(2).await;
+    assert_eq!(b.waiting(0).0, "ContainerCreating");
+    let text = "FailedMount: MountVolume.SetUp failed for volume \"v\" : configmap \"cm\" not found";
+    assert!(b.api.events().iter().any(|e| e == text), "{:?}", b.api.events());
+}
+
+#[tokio::test(start_paused = true)]
+async fn image_pull_back_off() {
+    let b = bench(json!({"containers": [{"name": "a", "image": "missing:1"}]})).await;
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    assert_eq!(b.waiting(0), ("ErrImagePull".into(), "missing:1: no such image".into()));
+    b.wait(3).await;
+    assert_eq!(b.waiting(0).0, "ImagePullBackOff");
+    assert_eq!(b.phase(), "Pending");
+    // Deletion does not wait for the pull.
+    b.delete(30);
+    b.wait(1).await;
+    assert_eq!(b.api.deletes().len(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn sandbox_failures_are_retried() {
+    let b = bench(two()).await;
+    b.runtime.refuse_sandboxes(true);
+    b.wait(3).await;
+    let events = b.api.events();
+    assert!(
+        events.iter().any(|e| e == "FailedCreatePodSandBox: Failed to create pod sandbox: no network"),
+        "{events:?}"
+    );
+    b.runtime.refuse_sandboxes(false);
+    b.wait(10).await;
+    assert_eq!(b.phase(), "Running");
+}
+
+#[tokio::test(start_paused = true)]
+async fn deadline_exceeded() {
+    let b = bench(json!({"activeDeadlineSeconds": 60, "containers": [{"name": "a", "image": "i:1"}]})).await;
+    b.wait(59).await;
+    assert_eq!(b.phase(), "Running");
+    b.wait(5).await;
+    let status = b.api.pod().status.unwrap();
+    assert_eq!(
+        (status.phase.as_deref(), status.reason.as_deref()),
+        (Some("Failed"), Some("DeadlineExceeded"))
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn refused_pods_fail_with_a_reason() {
+    let b = bench(json!({"hostUsers": false, "containers": [{"name": "a", "image": "i:1"}]})).await;
+    b.wait(1).await;
+    let status = b.api.pod().status.unwrap();
+    assert_eq!(
+        (status.phase.as_deref(), status.reason.as_deref()),
+        (Some("Failed"), Some("PodFeatureUnsupported"))
+    );
+    b.check_log(&[]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_failing_liveness_probe_restarts() {
+    let b = bench(json!({"terminationGracePeriodSeconds": 7, "containers": [{"name": "a", "image": "i:1",
+        "livenessProbe": {"exec": {"command": ["false"]}, "periodSeconds": 2, "failureThreshold": 3}}]}))
+    .await;
+    b.wait(1).await;
+    b.runtime.take_log();
+    b.wait(6).await;
+    let log: Vec<_> = b.runtime.take_log().into_iter().filter(|l| !l.starts_with("exec")).collect();
+    assert_eq!(log, ["term a-0 7s", "dead a", "start a-1"]);
+    let events = b.api.events();
+    assert!(
+        events.iter().any(|e| e == "Killing: Container a failed liveness probe, will be restarted"),
+        "{events:?}"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn hooks_run() {
+    let b = bench(json!({"containers": [{"name": "a", "image": "i:1", "lifecycle": {
+        "postStart": {"exec": {"command": ["hello"]}}, "preStop": {"sleep": {"seconds": 5}}}}]}))
+    .await;
+    b.wait(1).await;
+    b.check_log(&["sandbox 0", "start a-0", "exec hello"]);
+    b.delete(30);
+    b.wait(10).await;
+    b.check_log(&["term a-0 25s", "dead a", "stop sandbox-0"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_container_gets_its_configuration() {
+    let b = bench(json!({"hostname": "h", "containers": [{"name": "a", "image": "i:1", "command": ["sh", "$(X)"],
+        "env": [{"name": "X", "value": "1"}, {"name": "IP", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}}],
+        "volumeMounts": [{"name": "v", "mountPath": "/v"}]}], "volumes": [{"name": "v", "emptyDir": {}}]}))
+    .await;
+    b.wait(1).await;
+    let config = b.runtime.config("a-0");
+    assert_eq!(config.command, ["sh", "1"]);
+    assert!(config.envs.contains(&("IP".into(), "10.244.0.5".into())));
+    let paths: Vec<_> =
+        config.mounts.iter().map(|m| m.container_path.to_string_lossy().into_owned()).collect();
+    assert_eq!(paths, ["/etc/hosts", "/etc/hostname", "/etc/resolv.conf", "/dev/termination-log", "/v"]);
+    let hosts = std::fs::read_to_string(&config.mounts[0].host_path).unwrap();
+    assert!(hosts.contains("10.244.0.5\th\n"), "{hosts}");
+    assert!(config.mounts[4].host_path.is_dir());
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_manager_finds_pods_and_ends_orphans() {
+    let pod = pod_json(two());
+    let clock = Clock::virtual_from(t0());
+    let runtime = FakeRuntime::new(clock);
+    let mut left = cri_sandbox(0, true);
+    left.id = "left".into();
+    left.metadata.uid = "gone".into();
+    let mut container = cri_container("x", 0, ContainerState::Running, None);
+    container.sandbox_id = "left".into();
+    runtime.preload(left, vec![container]);
+    let api = FakeApi::new(&pod);
+    let dir = tempfile::tempdir().unwrap();
+    let mut config = PodManagerConfig::new("n1", vec!["10.89.0.11".parse().unwrap()]);
+    config.root_dir = dir.path().join("kubelet");
+    config.pod_logs_dir = dir.path().join("pods");
+    config.container_logs_dir = dir.path().join("containers");
+    let mounter = Arc::new(FakeMounter::default());
+    let manager =
+        PodManager::with_parts(config, api.client(), runtime.clone(), Arc::new(FakeImages), mounter, clock);
+    let shutdown = CancellationToken::new();
+    let run = tokio::spawn(manager.clone().run(shutdown.clone()));
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    let log = runtime.take_log();
+    for line in ["sandbox 0", "start a-0", "start b-0", "term x-0 30s", "stop left", "remove left"] {
+        assert!(log.iter().any(|l| l == line), "{line}: {log:?}");
+    }
+    assert_eq!(manager.get_pod("ns", "p").unwrap().metadata.uid.as_deref(), Some("u"));
+    assert_eq!(manager.pods().len(), 1);
+    assert_eq!(manager.container_id("u", "a", false).as_deref(), Some("a-0"));
+    assert_eq!(manager.container_id("u", "a", true), None);
+    assert_eq!(manager.sandbox_id("u").as_deref(), Some("sandbox-0"));
+    assert_eq!(manager.log_path("u", "b", false), Some("b/0.log".into()));
+    assert_eq!(api.pod().status.unwrap().phase.as_deref(), Some("Running"));
+    shutdown.cancel();
+    run.await.unwrap();
+    // Pods outlive the agent.
+    assert!(runtime.take_log().is_empty());
+}
