@@ -57,7 +57,8 @@ fn app_armor() -> Option<Verdict> {
     Some(Verdict { reason: "AppArmor".into(), message })
 }
 
-fn unsupported_in_container(container: &Container) -> Option<Verdict> {
+/// The same for one container: ephemeral ones arrive after the pod was taken.
+pub fn unsupported_in_container(container: &Container) -> Option<Verdict> {
     let name = &container.name;
     if container.volume_devices.as_ref().is_some_and(|d| !d.is_empty()) {
         return unsupported(format!("container {name}: volumeDevices are not supported by this node"));

@@ -99,10 +99,12 @@ pub async fn start(job: StartJob) -> Done {
     let name = job.container.name.clone();
     let target = job.pod.ephemeral_containers().iter().find(|e| e.name == name);
     let target = target.and_then(|e| e.target_container_name.as_deref()).filter(|t| !t.is_empty());
-    if let Some(target) = target {
-        let message = format!(
-            "targetContainerName {target:?}: sharing the process namespace of one container is not supported by this node"
-        );
+    let shares = target.map(|t| {
+        format!("targetContainerName {t:?}: sharing one container's process namespace is not supported by this node")
+    });
+    // Ephemeral containers arrive after the pod was admitted.
+    let unsupported = || super::admission::unsupported_in_container(&job.container).map(|v| v.message);
+    if let Some(message) = shares.or_else(unsupported) {
         let text = format!("Error: {message}");
         job.ctx.events.container(&job.pod, job.kind, &name, EventType::Warning, "Failed", text);
         return Done::Started(name, Err(StartError::new("CreateContainerConfigError", message)));

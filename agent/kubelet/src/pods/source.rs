@@ -61,7 +61,7 @@ pub async fn follow_pods(ctx: Arc<Context>, table: Arc<PodTable>, shutdown: Canc
                 }
                 Err(RecvError::Closed) => break,
             },
-            Some(ended) = desk.tasks.join_next() => desk.ended(ended),
+            Some(ended) = desk.tasks.join_next() => desk.ended(ended).await,
         }
     }
     // Workers end by the same token; what they had going on is cut off, as by a kill.
@@ -178,12 +178,28 @@ impl Desk {
         }
     }
 
-    fn ended(&mut self, ended: Result<String, tokio::task::JoinError>) {
-        match ended {
+    async fn ended(&mut self, ended: Result<String, tokio::task::JoinError>) {
+        let error = match ended {
             Ok(uid) => {
                 self.workers.remove(&uid);
+                return;
             }
-            Err(error) => tracing::error!(%error, "pod worker panicked"),
+            Err(error) => error,
+        };
+        // A bug, but not one that should leave the pod without care: a new worker starts from what the runtime has.
+        tracing::error!(%error, "pod worker panicked");
+        let uid = self.workers.iter().find(|(_, w)| w.task == error.id()).map(|(uid, _)| uid.clone());
+        let Some((uid, worker)) = uid.and_then(|uid| self.workers.remove_entry(&uid)) else { return };
+        match self.ctx.runtime.list_pod_sandboxes().await {
+            Ok(list) => {
+                let own = list.into_iter().filter(|s| s.metadata.uid == uid).collect();
+                self.found.insert(uid.clone(), own);
+                let desired = worker.desired.borrow().clone();
+                self.start(uid, desired);
+            }
+            Err(error) => {
+                tracing::error!(%error, uid, "sandboxes not listed: the pod waits for the agent's restart")
+            }
         }
     }
 }

@@ -39,6 +39,8 @@ use crate::volumes::token::PodTokens;
 
 /// Failed work is tried again after this, doubling up to [`RETRY_MAX`].
 const RETRY: Duration = Duration::from_millis(500);
+/// The runtime is asked at least this often, should an event ever be lost.
+const LOOK_AGAIN: Duration = Duration::from_secs(60);
 /// Longest wait between two tries.
 const RETRY_MAX: Duration = Duration::from_secs(60);
 
@@ -48,6 +50,8 @@ pub struct WorkerHandle {
     pub desired: watch::Sender<Desired>,
     /// Notified when the runtime has news.
     pub runtime_changed: Arc<Notify>,
+    /// The worker's task.
+    pub task: tokio::task::Id,
 }
 
 /// The state of one pod on this node.
@@ -64,6 +68,7 @@ pub struct Worker {
     verdict: Option<Verdict>,
     observed: Arc<ObservedPod>,
     sandboxes: Vec<String>,
+    looked_at: SystemTime,
     messages: HashMap<String, String>,
 
     objects: PodObjects,
@@ -105,10 +110,9 @@ pub fn spawn(
 ) -> WorkerHandle {
     let (tx, rx) = watch::channel(first.clone());
     let runtime_changed = Arc::new(Notify::new());
-    let handle = WorkerHandle { desired: tx, runtime_changed: runtime_changed.clone() };
-    let worker = Worker::new(ctx, table, first, rx, sandboxes, runtime_changed);
-    tasks.spawn(worker.run(shutdown));
-    handle
+    let worker = Worker::new(ctx, table, first, rx, sandboxes, runtime_changed.clone());
+    let task = tasks.spawn(worker.run(shutdown)).id();
+    WorkerHandle { desired: tx, runtime_changed, task }
 }
 
 impl Worker {
@@ -135,6 +139,7 @@ impl Worker {
             verdict: None,
             observed: Arc::default(),
             sandboxes,
+            looked_at: ctx.clock.now(),
             messages: HashMap::new(),
             objects: PodObjects::default(),
             volumes_ready: false,
@@ -209,7 +214,10 @@ impl Worker {
                 false
             }
             PodEvent::RuntimeChanged => true,
-            PodEvent::ProbeResult | PodEvent::Deadline => false,
+            PodEvent::ProbeResult => false,
+            PodEvent::Deadline => {
+                self.ctx.clock.now().duration_since(self.looked_at).is_ok_and(|age| age >= LOOK_AGAIN)
+            }
             PodEvent::ObjectsChanged => {
                 self.volumes_dirty = true;
                 // What waited for an object is tried at once.
@@ -381,6 +389,7 @@ impl Worker {
 
     /// Asks the runtime about this pod's sandboxes and containers.
     async fn observe(&mut self) {
+        self.looked_at = self.ctx.clock.now();
         let mut sandboxes = Vec::new();
         let mut containers = Vec::new();
         let mut gone = Vec::new();
@@ -446,6 +455,7 @@ impl Worker {
     fn step(&mut self) -> Option<SystemTime> {
         let now = self.ctx.clock.now();
         let mut wake = Wake::default();
+        wake.at(self.looked_at + LOOK_AGAIN);
         if !self.removed {
             self.ctx.objects.register(&self.pod, &mut self.objects, &self.objects_changed);
         }

@@ -36,7 +36,7 @@ impl Mounter for HostMounter {
 
     fn bind_fd(&self, source: BorrowedFd<'_>, target: &Path) -> std::io::Result<()> {
         // The descriptor, not a path, so that nobody can swap what was checked.
-        let path = format!("/proc/self/fd/{}", source.as_raw_fd());
+        let path = format!("/proc/thread-self/fd/{}", source.as_raw_fd());
         mount(Some(path.as_str()), target, None::<&str>, MsFlags::MS_BIND | MsFlags::MS_REC, None::<&str>)
             .map_err(std::io::Error::from)
     }
@@ -52,7 +52,7 @@ impl Mounter for HostMounter {
     }
 
     fn mounts_below(&self, root: &Path) -> std::io::Result<Vec<PathBuf>> {
-        let table = std::fs::read_to_string("/proc/self/mountinfo")?;
+        let table = std::fs::read_to_string("/proc/thread-self/mountinfo")?;
         Ok(parse_mounts(&table, root))
     }
 }
