@@ -1,18 +1,21 @@
 //! The one narrow door to the kernel: the only module of this crate that holds `unsafe` or raw system calls. What
 //! rustix and nix offer safely is used directly where it is needed.
 
+mod async_fd;
 mod bpf;
 mod clone;
 mod fdpass;
 mod mount;
 mod process;
 
+pub use async_fd::async_fd;
 pub use bpf::{Insn as BpfInsn, attach_device_filter};
 pub use clone::{Born, CloneFlags, clone3};
 pub use fdpass::{recv_fds, send_fds, socketpair, take_inherited};
 pub use mount::{MountAttr, mount_setattr};
 pub use process::{
-    chown_fd, close_on_exec_from, exec_fd, exit_now, ignore_no_signals, install_seccomp, loopback_up, set_not_dumpable,
+    chown_fd, close_on_exec_from, exec_fd, exit_now, ignore_no_signals, inherit_at, install_seccomp, loopback_up,
+    pidfd_signal, place_at, set_not_dumpable,
     unshare_cgroup, wait_any, wait_pid,
 };
 

@@ -126,3 +126,46 @@ pub fn loopback_up() -> io::Result<()> {
         check(libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS, &raw mut request).into()).map(drop)
     }
 }
+
+/// Has a command started with a descriptor at a fixed number.
+pub fn inherit_at(command: &mut std::process::Command, fd: std::os::fd::OwnedFd, number: i32) {
+    use std::os::unix::process::CommandExt;
+    // SAFETY: between fork and exec the closure only calls dup2 and fcntl, which are async-signal-safe, on a descriptor
+    // that it owns. dup2 to the same number leaves close-on-exec set, so that case clears the flag.
+    unsafe {
+        command.pre_exec(move || {
+            if fd.as_raw_fd() == number {
+                check(libc::fcntl(number, libc::F_SETFD, 0).into()).map(drop)
+            } else {
+                check(libc::dup2(fd.as_raw_fd(), number).into()).map(drop)
+            }
+        });
+    }
+}
+
+/// Makes descriptor `number` a copy of `fd` that survives exec. The caller is a child that is about to call exec and
+/// owns nothing else at that number.
+pub fn place_at(fd: impl AsFd, number: i32) -> io::Result<()> {
+    let raw = fd.as_fd().as_raw_fd();
+    // SAFETY: integers only; see above for what may be at `number`.
+    unsafe {
+        if raw == number {
+            check(libc::fcntl(number, libc::F_SETFD, 0).into()).map(drop)
+        } else {
+            check(libc::dup2(raw, number).into()).map(drop)
+        }
+    }
+}
+
+/// Sends a signal by number (real-time ones too) to the process behind a pidfd. That it is gone is no error.
+pub fn pidfd_signal(pidfd: impl AsFd, signal: i32) -> io::Result<()> {
+    let fd = pidfd.as_fd().as_raw_fd();
+    // SAFETY: a null siginfo is allowed; the rest are integers.
+    let result = check(unsafe {
+        libc::syscall(libc::SYS_pidfd_send_signal, fd, signal, std::ptr::null::<libc::siginfo_t>(), 0)
+    });
+    match result {
+        Err(err) if err.raw_os_error() == Some(libc::ESRCH) => Ok(()),
+        other => other.map(drop),
+    }
+}
