@@ -1,0 +1,116 @@
+//! The agent dies and comes back: nothing that runs is touched, no line and no exit code is lost.
+
+mod common;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use common::*;
+use keelson_cri::*;
+use keelson_runtime::Runtime;
+
+/// Kills one process for good.
+fn kill(pid: u32) {
+    let pid = rustix::process::Pid::from_raw(pid.try_into().unwrap()).unwrap();
+    rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+}
+
+/// Ends a runtime as kill -9 ends an agent: its spawner goes too, nothing is told to anybody.
+async fn kill_agent(runtime: Arc<Runtime>) {
+    kill(runtime.spawner_pid().unwrap());
+    drop(runtime);
+    tokio::time::sleep(Duration::from_millis(20)).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_new_agent_adopts_everything() {
+    let node = Node::new();
+    let runtime = node.runtime().await;
+    let sandbox = runtime.run_pod_sandbox(sandbox_config(&node, "adopt")).await.unwrap();
+    let create = async |name: &str, text: &str| {
+        let id = runtime.create_container(&sandbox.id, script(name, text)).await.unwrap();
+        runtime.start_container(&id).await.unwrap();
+        id
+    };
+    let count = "trap 'echo term; exit 7' TERM; i=0; while true; do echo $i; i=$((i+1)); sleep 0.01; done";
+    let long = create("long", count).await;
+    let short = create("short", "sleep 0.3; echo last words; exit 5").await;
+    let created = runtime.create_container(&sandbox.id, script("created", "echo later")).await.unwrap();
+    let before = runtime.container_status(&long).await.unwrap();
+    kill_agent(runtime).await;
+    tokio::time::sleep(Duration::from_millis(500)).await;
+
+    let runtime = node.runtime().await;
+    assert_eq!(runtime.container_status(&long).await.unwrap(), before);
+    assert_eq!(runtime.pod_sandbox_status(&sandbox.id).await.unwrap(), sandbox);
+    let status = runtime.container_status(&short).await.unwrap();
+    assert_eq!((status.state, status.exit_code), (ContainerState::Exited, Some(5)));
+    assert_eq!(log_lines(&status.log_path), ["last words"]);
+    runtime.start_container(&created).await.unwrap();
+    assert_eq!(wait_exited(&runtime, &created).await.exit_code, Some(0));
+
+    let (code, out, _) = exec(&runtime, &long, &["echo", "still here"]).await.unwrap();
+    assert_eq!((code, out.as_str()), (0, "still here\n"));
+    let mut events = runtime.events();
+    runtime.stop_container(&long, Duration::from_secs(5)).await.unwrap();
+    let status = runtime.container_status(&long).await.unwrap();
+    assert_eq!(status.exit_code, Some(7));
+    let event = events.recv().await.unwrap();
+    assert!(matches!(event, ContainerEvent::Exited { container_id, .. } if container_id == long));
+    let lines = log_lines(&status.log_path);
+    let numbers: Vec<usize> = lines.iter().filter_map(|l| l.parse().ok()).collect();
+    assert_eq!(numbers, (0..numbers.len()).collect::<Vec<_>>(), "lines were lost");
+    assert!(numbers.len() > 20 && lines.last().unwrap() == "term");
+    node.finish(runtime).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_spawner_may_die() {
+    let node = Node::new();
+    let runtime = node.runtime().await;
+    let sandbox = runtime.run_pod_sandbox(sandbox_config(&node, "respawn")).await.unwrap();
+    let pid = runtime.spawner_pid().unwrap();
+    kill(pid);
+    let (status, lines) = run(&runtime, &sandbox.id, script("a", "echo fine")).await;
+    assert_eq!((status.exit_code, lines), (Some(0), vec!["fine".to_string()]));
+    assert_ne!(runtime.spawner_pid().unwrap(), pid);
+    node.finish(runtime).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dead_podinit_is_told_and_cleared() {
+    let node = Node::new();
+    let runtime = node.runtime().await;
+    let sandbox = runtime.run_pod_sandbox(sandbox_config(&node, "dead")).await.unwrap();
+    let id = runtime.create_container(&sandbox.id, script("a", "sleep 1000")).await.unwrap();
+    runtime.start_container(&id).await.unwrap();
+    let mut events = runtime.events();
+    let procs = node.cgroup.join("podinit").join(&sandbox.id).join("cgroup.procs");
+    kill(std::fs::read_to_string(procs).unwrap().trim().parse().unwrap());
+    assert!(matches!(events.recv().await.unwrap(), ContainerEvent::Exited { .. }));
+    assert!(matches!(events.recv().await.unwrap(), ContainerEvent::SandboxDied { .. }));
+    let status = runtime.container_status(&id).await.unwrap();
+    assert_eq!((status.exit_code, status.reason.as_deref()), (Some(255), Some("Unknown")));
+    assert_eq!(runtime.pod_sandbox_status(&sandbox.id).await.unwrap().state, PodSandboxState::NotReady);
+    assert!(runtime.create_container(&sandbox.id, script("b", "true")).await.is_err());
+    node.finish(runtime).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn failures_roll_back() {
+    let node = Node::new();
+    let runtime = node.runtime().await;
+    node.network.fail.store(true, std::sync::atomic::Ordering::Relaxed);
+    let err = runtime.run_pod_sandbox(sandbox_config(&node, "roll")).await.unwrap_err();
+    assert_eq!(err.to_string(), "no network today");
+    node.assert_clean();
+    node.network.fail.store(false, std::sync::atomic::Ordering::Relaxed);
+    let mut config = sandbox_config(&node, "users");
+    config.namespaces.user_namespace = Some((100_000, 65_536));
+    assert!(matches!(runtime.run_pod_sandbox(config).await, Err(CriError::Invalid(_))));
+    let mut config = sandbox_config(&node, "sysctl");
+    config.sysctls.insert("kernel.panic".into(), "1".into());
+    let err = runtime.run_pod_sandbox(config).await.unwrap_err();
+    assert_eq!(err.to_string(), "sysctl \"kernel.panic\" is not in a separate kernel namespace");
+    node.finish(runtime).await;
+}
