@@ -247,7 +247,7 @@ fn collect(s: &Situation<'_>, d: &mut Decision) {
     for c in &s.observed.containers {
         let n = seen.entry(c.name.as_str()).or_default();
         *n += 1;
-        if *n > 2 && matches!(c.state, ContainerState::Exited) {
+        if *n > 2 && matches!(c.state, ContainerState::Exited | ContainerState::Created) {
             stale.push(c);
         } else {
             kept_sandboxes.insert(c.sandbox_id.as_str());

@@ -52,6 +52,16 @@ impl PodTable {
         self.entries.read().values().map(|e| e.pod.clone()).collect()
     }
 
+    /// The pods whose resources are taken before this one's: those that have a sandbox, and those made earlier. Two
+    /// pods that arrive together must not each count the other, or neither would be admitted.
+    pub fn ahead_of(&self, pod: &Pod) -> Vec<Arc<Pod>> {
+        let age = |p: &Pod| (p.metadata.creation_timestamp.clone(), PodExt::uid(p).to_owned());
+        let own = age(pod);
+        let entries = self.entries.read();
+        let ahead = entries.values().filter(|e| !e.observed.sandboxes.is_empty() || age(&e.pod) < own);
+        ahead.map(|e| e.pod.clone()).collect()
+    }
+
     /// Reads something of a container: the newest, or the one before it.
     pub fn container<T>(
         &self,
@@ -73,5 +83,27 @@ impl PodTable {
     /// Log file of a container.
     pub fn log_path(&self, uid: &str, name: &str, previous: bool) -> Option<PathBuf> {
         self.container(uid, name, previous, |c| c.log_path.clone())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pods::testing::{cri_sandbox, pod_json};
+
+    #[test]
+    fn one_of_two_is_ahead() {
+        let pod = |uid: &str| {
+            let mut p = pod_json(serde_json::json!({"containers": []}));
+            p.metadata.uid = Some(uid.into());
+            Arc::new(p)
+        };
+        let table = PodTable::default();
+        let (a, b) = (pod("a"), pod("b"));
+        table.set(a.clone(), Arc::default());
+        table.set(b.clone(), Arc::default());
+        assert_eq!((table.ahead_of(&a).len(), table.ahead_of(&b).len()), (0, 1));
+        table.set(b.clone(), Arc::new(ObservedPod::new(vec![cri_sandbox(0, true)], vec![])));
+        assert_eq!(table.ahead_of(&a).len(), 1);
     }
 }

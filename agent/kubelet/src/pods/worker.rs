@@ -436,7 +436,7 @@ impl Worker {
             self.volumes_dirty = true;
             return;
         }
-        let others = self.table.pods();
+        let others = self.table.ahead_of(&self.pod);
         let refused = admission::unsupported_features(&self.pod)
             .or_else(|| admission::fits(&self.pod, &others, &self.ctx.config.allocatable));
         if let Some(verdict) = refused {
