@@ -9,10 +9,11 @@ use std::time::Duration;
 
 use fake_api::FakeApi;
 use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
+use k8s_openapi::api::certificates::v1::CertificateSigningRequest;
 use k8s_openapi::api::core::v1::{Event, Namespace, Node, Pod, Service, ServiceAccount};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use keelson_client::{Delta, Informer, meta, pods};
-use keelson_controllers::{ClientFactory, ControllersConfig};
+use keelson_controllers::{ClientFactory, ControllersConfig, SigningConfig};
 use keelson_scheduler::SchedulerConfig;
 use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
 use kube::runtime::watcher;
@@ -34,6 +35,10 @@ impl Drop for Cluster {
 
 impl Cluster {
     async fn start(nodes: usize) -> Self {
+        Self::start_with(nodes, ControllersConfig::default()).await
+    }
+
+    async fn start_with(nodes: usize, config: ControllersConfig) -> Self {
         let api = FakeApi::new();
         let cluster = Cluster { client: api.client(), shutdown: CancellationToken::new() };
         let factory = {
@@ -50,7 +55,7 @@ impl Cluster {
             });
             cluster.create(Api::<Node>::all(client.clone()), node).await;
         }
-        tokio::spawn(keelson_controllers::run(factory, ControllersConfig::default(), shutdown.clone()));
+        tokio::spawn(keelson_controllers::run(factory, config, shutdown.clone()));
         tokio::spawn(keelson_scheduler::run(client.clone(), SchedulerConfig::default(), shutdown.clone()));
         cluster.kubelet();
         cluster
@@ -84,6 +89,24 @@ impl Cluster {
         });
         let api = Api::all(self.client.clone());
         tokio::spawn(pods.run(api, watcher::Config::default(), self.shutdown.clone()));
+    }
+
+    /// Posts the status of one node again and again.
+    fn heartbeat(&self, node: &'static str) {
+        let (client, shutdown) = (self.client.clone(), self.shutdown.clone());
+        tokio::spawn(async move {
+            let api: Api<Node> = Api::all(client);
+            for beat in 0u32.. {
+                let then = format!("2026-01-01T00:{:02}:{:02}Z", beat / 60 % 60, beat % 60);
+                let status = json!({"status": {"conditions": [
+                    {"type": "Ready", "status": "True", "lastHeartbeatTime": then}]}});
+                let _ = api.patch_status(node, &PatchParams::default(), &Patch::Strategic(status)).await;
+                tokio::select! {
+                    () = shutdown.cancelled() => return,
+                    () = sleep(Duration::from_millis(200)) => {}
+                }
+            }
+        });
     }
 
     async fn create<K>(&self, api: Api<K>, object: serde_json::Value) -> K
@@ -279,4 +302,88 @@ async fn what_does_not_fit_waits_and_says_why() {
         node.spec.and_then(|s| s.pod_cidr).as_deref() == Some("10.244.0.0/24")
     })
     .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_silent_node_is_left() {
+    let config = ControllersConfig {
+        node_monitor_grace_period: Duration::from_secs(2),
+        node_monitor_period: Duration::from_millis(200),
+        ..Default::default()
+    };
+    let cluster = Cluster::start_with(2, config).await;
+    cluster.heartbeat("n1");
+    let pod = json!({"metadata": {"name": "p"}, "spec": {
+        "nodeSelector": {"kubernetes.io/hostname": "n0"},
+        "containers": [{"name": "c"}],
+        "tolerations": [{"key": "node.kubernetes.io/unreachable", "operator": "Exists",
+                         "effect": "NoExecute", "tolerationSeconds": 2}],
+    }});
+    cluster.create(cluster.api::<Pod>(), pod).await;
+    eventually("ready", || async { pods::is_ready(&cluster.api::<Pod>().get("p").await.unwrap()) }).await;
+    let nodes: Api<Node> = Api::all(cluster.client.clone());
+    eventually("unreachable", || async {
+        let node = nodes.get("n0").await.unwrap();
+        let pairs: Vec<_> =
+            keelson_client::taints::of(&node).iter().map(|t| (t.key.clone(), t.effect.clone())).collect();
+        ["NoSchedule", "NoExecute"]
+            .iter()
+            .all(|effect| pairs.contains(&("node.kubernetes.io/unreachable".into(), (*effect).into())))
+    })
+    .await;
+    eventually("evicted", || async { cluster.api::<Pod>().get_opt("p").await.unwrap().is_none() }).await;
+    assert!(keelson_client::taints::of(&nodes.get("n1").await.unwrap()).is_empty());
+    cluster.heartbeat("n0");
+    eventually("back", || async { keelson_client::taints::of(&nodes.get("n0").await.unwrap()).is_empty() })
+        .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_gets_its_certificates_and_no_other() {
+    let ca_key = rcgen::KeyPair::generate().unwrap();
+    let mut ca = rcgen::CertificateParams::default();
+    ca.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+    let config = ControllersConfig {
+        signing: Some(SigningConfig {
+            ca_certificate: ca.self_signed(&ca_key).unwrap().pem(),
+            ca_key: ca_key.serialize_pem(),
+            max_validity: Duration::from_secs(3600),
+        }),
+        ..Default::default()
+    };
+    let cluster = Cluster::start_with(1, config).await;
+    let nodes: Api<Node> = Api::all(cluster.client.clone());
+    let addresses = json!({"status": {"addresses": [{"type": "InternalIP", "address": "10.0.0.1"}]}});
+    nodes.patch_status("n0", &PatchParams::default(), &Patch::Merge(addresses)).await.unwrap();
+    let csrs: Api<CertificateSigningRequest> = Api::all(cluster.client.clone());
+    let ask = |name: &'static str, signer: &'static str, purpose: &'static str, names: Vec<String>| {
+        let (cluster, csrs) = (&cluster, csrs.clone());
+        async move {
+            let mut params = rcgen::CertificateParams::new(names).unwrap();
+            params.distinguished_name = rcgen::DistinguishedName::new();
+            params.distinguished_name.push(rcgen::DnType::CommonName, "system:node:n0");
+            params.distinguished_name.push(rcgen::DnType::OrganizationName, "system:nodes");
+            let key = rcgen::KeyPair::generate().unwrap();
+            let pem = params.serialize_request(&key).unwrap().pem().unwrap();
+            let csr = json!({"metadata": {"name": name}, "spec": {
+                "signerName": signer,
+                "request": k8s_openapi::ByteString(pem.into_bytes()),
+                "usages": ["digital signature", purpose],
+                "username": "system:node:n0",
+                "groups": ["system:nodes", "system:authenticated"],
+            }});
+            cluster.create(csrs, csr).await;
+        }
+    };
+    let (client, serving) = ("kubernetes.io/kube-apiserver-client-kubelet", "kubernetes.io/kubelet-serving");
+    ask("wrong", serving, "server auth", vec!["10.0.0.2".into()]).await;
+    ask("client", client, "client auth", vec![]).await;
+    ask("serving", serving, "server auth", vec!["n0".into(), "10.0.0.1".into()]).await;
+    for name in ["client", "serving"] {
+        eventually(name, || async {
+            csrs.get(name).await.unwrap().status.is_some_and(|s| s.certificate.is_some())
+        })
+        .await;
+    }
+    assert!(csrs.get("wrong").await.unwrap().status.is_none());
 }

@@ -328,7 +328,7 @@ impl Pass<'_> {
             sets.old.iter().filter(|set| math::set_replicas(set) > 0).cloned().collect();
         let most = math::max_scaled_down(&self.deployment, math::total(&sets.all()), &new);
         if !active.is_empty() && most > 0 {
-            let available = sets.all().iter().map(math::available).sum();
+            let available = sets.all().iter().map(math::lasting).sum();
             let down = math::scale_down_old(&self.deployment, &active, available, most);
             if !down.is_empty() {
                 for (set, size) in down {

@@ -198,6 +198,17 @@ impl FakeApi {
     }
 
     fn create(&self, objects: &mut BTreeMap<Path, Value>, target: &Target, mut object: Value) -> Answer {
+        // Admission's NamespaceLifecycle: nothing new in a namespace that goes away or is gone.
+        let home = ("namespaces".to_owned(), String::new(), target.namespace.clone());
+        match objects.get(&home) {
+            Some(home) if home["metadata"]["deletionTimestamp"].is_string() => {
+                return Err(Failure(403, "Forbidden", TERMINATING.into()));
+            }
+            None if !["", "kube-system", "kube-node-lease"].contains(&target.namespace.as_str()) => {
+                return Err(Failure(404, "NotFound", "no such namespace".into()));
+            }
+            _ => {}
+        }
         let version = self.version.load(Ordering::SeqCst);
         object["apiVersion"] = json!(target.api_version);
         object["kind"] = json!(target.kind);
@@ -210,7 +221,7 @@ impl FakeApi {
         }
         meta["uid"] = json!(format!("uid-{}-{version}", target.resource));
         meta["generation"] = json!(1);
-        meta["creationTimestamp"] = json!("2026-01-01T00:00:00Z");
+        meta["creationTimestamp"] = json!(keelson_client::meta::now());
         let name = meta["name"].as_str().unwrap_or_default().to_owned();
         if target.kind == "Namespace" {
             object["spec"] = json!({"finalizers": ["kubernetes"]});
@@ -406,8 +417,12 @@ fn strategic_merge(object: &mut Value, patch: &Value) {
     }
 }
 
+const TERMINATING: &str = "unable to create new content in namespace because it is being terminated";
+
 fn status(code: u16, reason: &str, message: &str) -> Value {
-    json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure",
+    let causes = if message == TERMINATING { json!([{"reason": "NamespaceTerminating"}]) } else { json!([]) };
+    json!({"details": {"causes": causes},
+           "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure",
            "code": code, "reason": reason, "message": message})
 }
 
