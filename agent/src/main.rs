@@ -1,2 +1,76 @@
-//! keelson-agent
-fn main() {}
+//! keelson-agent: kubelet, container runtime, CNI driver, service proxy and node DNS in one process.
+//!
+//! Flags ([`flags`]) become a [`config::Config`], [`build::build`] makes the subsystems out of it in the order in which
+//! they stand on each other, and [`build::Agent::run`] keeps them until a signal comes. Pods are left as they are then:
+//! the next agent adopts them.
+
+mod build;
+mod config;
+mod flags;
+mod host;
+mod network;
+
+use std::io::IsTerminal;
+use std::process::ExitCode;
+
+use anyhow::Context;
+use clap::Parser;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+use tracing_subscriber::EnvFilter;
+
+fn main() -> ExitCode {
+    // Before anything else, and before there is a second thread.
+    keelson_runtime::spawner_main_if_requested();
+    let flags = flags::Flags::parse();
+    match start(flags) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("keelson-agent: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn start(flags: flags::Flags) -> anyhow::Result<()> {
+    let filter = EnvFilter::try_new(&flags.log).context("--log")?;
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .init();
+    abort_on_panic();
+    // Fails only when there is a provider already, and then that one is as good.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let config = config::Config::new(flags)?;
+    tokio::runtime::Runtime::new().context("start the async runtime")?.block_on(async {
+        let shutdown = CancellationToken::new();
+        tokio::spawn(cancel_on_signal(shutdown.clone())?);
+        tokio::select! {
+            agent = build::build(config, shutdown.clone()) => agent?.run(shutdown).await,
+            () = shutdown.cancelled() => Ok(()),
+        }
+    })
+}
+
+/// A task that panicked would leave the agent half alive; a dead agent is started again and finds its pods.
+fn abort_on_panic() {
+    let report = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        report(panic);
+        std::process::abort();
+    }));
+}
+
+fn cancel_on_signal(shutdown: CancellationToken) -> anyhow::Result<impl Future<Output = ()>> {
+    let mut terminate = signal(SignalKind::terminate()).context("listen for SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("listen for SIGINT")?;
+    Ok(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        tracing::info!("ending; pods are left running");
+        shutdown.cancel();
+    })
+}

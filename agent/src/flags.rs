@@ -1,0 +1,150 @@
+//! Command line. Flags that kubelet has are named and mean as in kubelet.
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+use clap::Parser;
+use ipnet::IpNet;
+use keelson_kubelet::node::KUBELET_VERSION;
+
+/// Makes this machine a Kubernetes node.
+#[derive(Debug, Parser)]
+#[command(name = "keelson-agent", version = KUBELET_VERSION)]
+pub struct Flags {
+    /// Kubeconfig with the bootstrap token; used while there is no valid client certificate
+    #[arg(long)]
+    pub bootstrap_kubeconfig: Option<PathBuf>,
+    /// Kubeconfig of the node; written after bootstrapping
+    #[arg(long, default_value = "/etc/kubernetes/kubelet.conf")]
+    pub kubeconfig: PathBuf,
+    /// Folder of the node's certificates [default: <root-dir>/pki]
+    #[arg(long)]
+    pub cert_dir: Option<PathBuf>,
+    /// Request the serving certificate from the cluster and renew it; false: a self-signed one
+    #[arg(long, default_value_t = true, num_args = 0..=1, default_missing_value = "true", require_equals = true,
+        action = clap::ArgAction::Set)]
+    pub rotate_server_certificates: bool,
+    /// Authorities of client certificates on the kubelet's port [default: the cluster's, from the kubeconfig]
+    #[arg(long)]
+    pub client_ca_file: Option<PathBuf>,
+    /// Address of the node, or two of both families [default: the one towards the API server]
+    #[arg(long, value_delimiter = ',')]
+    pub node_ip: Vec<IpAddr>,
+    /// Name of the node [default: the host's name]
+    #[arg(long)]
+    pub hostname_override: Option<String>,
+    /// Labels of the node, key=value,...
+    #[arg(long, default_value = "")]
+    pub node_labels: String,
+    /// Taints that the node is made with, key=value:effect,...
+    #[arg(long, default_value = "")]
+    pub register_with_taints: String,
+    /// Most pods on this node
+    #[arg(long, default_value_t = 110)]
+    pub max_pods: u32,
+    /// Thresholds at which the node reports pressure, such as memory.available<100Mi,nodefs.available<10%
+    #[arg(long)]
+    pub eviction_hard: Option<String>,
+    /// Addresses of the cluster's DNS service, answered on this node
+    #[arg(long, value_delimiter = ',', default_value = "10.96.0.10")]
+    pub cluster_dns: Vec<IpAddr>,
+    /// Domain of the cluster
+    #[arg(long, default_value = "cluster.local")]
+    pub cluster_domain: String,
+    /// Resolver configuration of the node
+    #[arg(long, default_value = "/etc/resolv.conf")]
+    pub resolv_conf: PathBuf,
+    /// Folder of the kubelet's state
+    #[arg(long, default_value = "/var/lib/kubelet")]
+    pub root_dir: PathBuf,
+    /// cgroup v2 folder under which pods get theirs [default: the cgroup2 mount]
+    #[arg(long)]
+    pub cgroup_root: Option<PathBuf>,
+    /// Run without some cgroup v2 controllers: limits are not enforced then, and the node says so
+    #[arg(long)]
+    pub allow_missing_controllers: bool,
+    /// Address that the kubelet's API listens on
+    #[arg(long, default_value = "0.0.0.0")]
+    pub address: IpAddr,
+    /// Port of the kubelet's API
+    #[arg(long, default_value_t = 10250)]
+    pub port: u16,
+    /// Address of /healthz
+    #[arg(long, default_value = "127.0.0.1")]
+    pub healthz_bind_address: IpAddr,
+    /// Port of /healthz; 0 for none
+    #[arg(long, default_value_t = 10248)]
+    pub healthz_port: u16,
+
+    /// Folder of the agent's own state: images, containers
+    #[arg(long, default_value = "/var/lib/keelson")]
+    pub state_dir: PathBuf,
+    /// Folder of what doesn't outlive a boot
+    #[arg(long, default_value = "/run/keelson")]
+    pub run_dir: PathBuf,
+    /// The keelson-podinit executable
+    #[arg(long, default_value = "/usr/libexec/keelson/keelson-podinit")]
+    pub podinit: PathBuf,
+    /// Registries that are spoken to over plain HTTP
+    #[arg(long, value_delimiter = ',')]
+    pub insecure_registry: Vec<String>,
+    /// Ranges of all nodes' pods
+    #[arg(long, value_delimiter = ',', default_value = "10.244.0.0/16")]
+    pub cluster_cidr: Vec<IpNet>,
+    /// Ranges of Services
+    #[arg(long, value_delimiter = ',', default_value = "10.96.0.0/16")]
+    pub service_cidr: Vec<IpNet>,
+    /// How pods are wired by the default network configuration
+    #[arg(long, value_enum, default_value_t = NetworkMode::Bridge)]
+    pub network_mode: NetworkMode,
+    /// Folder of CNI configurations
+    #[arg(long, default_value = "/etc/cni/net.d")]
+    pub cni_conf_dir: PathBuf,
+    /// Folders of CNI plugins
+    #[arg(long, value_delimiter = ',', default_value = "/opt/cni/bin")]
+    pub cni_bin_dir: Vec<PathBuf>,
+    /// cgroup v2 folder whose processes reach Services [default: the cgroup2 mount]
+    #[arg(long)]
+    pub proxy_cgroup: Option<PathBuf>,
+    /// Folder on a bpf filesystem where programs and maps are pinned
+    #[arg(long, default_value = "/sys/fs/bpf/keelson")]
+    pub bpf_dir: PathBuf,
+    /// What to log, in the syntax of tracing's EnvFilter
+    #[arg(long, env = "KEELSON_LOG", default_value = "info")]
+    pub log: String,
+}
+
+/// `--network-mode`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum NetworkMode {
+    /// veth pairs on a bridge
+    Bridge,
+    /// A routed veth for each pod
+    Routed,
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn command_is_sound() {
+        Flags::command().debug_assert();
+    }
+
+    fn check(args: &[&str], read: impl Fn(Flags) -> bool) {
+        let flags = Flags::try_parse_from([&["keelson-agent"], args].concat()).unwrap();
+        assert!(read(flags), "{args:?}");
+    }
+
+    #[test]
+    fn kubelets_spellings() {
+        check(&[], |flags| flags.rotate_server_certificates && flags.max_pods == 110);
+        check(&["--rotate-server-certificates=false"], |flags| !flags.rotate_server_certificates);
+        check(&["--rotate-server-certificates"], |flags| flags.rotate_server_certificates);
+        check(&["--node-ip=10.0.0.1,fd00::1"], |flags| flags.node_ip.len() == 2);
+        check(&["--cluster-dns", "10.0.0.10"], |flags| flags.cluster_dns == [IpAddr::from([10, 0, 0, 10])]);
+    }
+}

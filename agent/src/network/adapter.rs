@@ -1,0 +1,179 @@
+//! [`PodNetwork`] over keelson-cni's driver.
+
+use std::collections::BTreeMap;
+
+use keelson_cni::{Attachment, Bandwidth, Driver, DriverConfig, DriverError, Owner, PortMapping, Protocol};
+use keelson_cri::{CriError, PodNetwork, PodNetworkRequest, PodNetworkStatus, Result};
+
+/// Interface that every pod gets.
+const INTERFACE: &str = "eth0";
+/// Annotation that limits traffic to the pod.
+const INGRESS: &str = "kubernetes.io/ingress-bandwidth";
+/// Annotation that limits traffic from the pod.
+const EGRESS: &str = "kubernetes.io/egress-bandwidth";
+/// Bounds of both rates, bits per second, as kubelet has them.
+const RATES: std::ops::RangeInclusive<u64> = 1_000..=1_000_000_000_000_000;
+
+/// The pod network that /etc/cni/net.d describes.
+pub struct CniNetwork {
+    driver: Driver,
+}
+
+impl CniNetwork {
+    /// Nothing is read or run yet.
+    pub fn new(config: DriverConfig) -> Self {
+        Self { driver: Driver::new(config) }
+    }
+}
+
+#[async_trait::async_trait]
+impl PodNetwork for CniNetwork {
+    async fn setup(&self, request: &PodNetworkRequest) -> Result<PodNetworkStatus> {
+        let attached = self.driver.add(&attachment(request)?).await.map_err(internal)?;
+        Ok(PodNetworkStatus { ips: attached.ips })
+    }
+
+    async fn teardown(&self, request: &PodNetworkRequest) -> Result<()> {
+        let mut attachment = attachment(request)?;
+        // The specification: an unset CNI_NETNS at DEL says that the namespace is gone.
+        attachment.netns = attachment.netns.filter(|netns| netns.exists());
+        self.driver.del(&attachment).await.map_err(internal)
+    }
+
+    async fn check(&self, request: &PodNetworkRequest) -> Result<()> {
+        self.driver.check(&attachment(request)?).await.map_err(internal)
+    }
+
+    async fn gc(&self, valid_sandbox_ids: &[String]) -> Result<()> {
+        let valid = valid_sandbox_ids
+            .iter()
+            .map(|id| Owner::new(id, INTERFACE))
+            .collect::<Result<Vec<_>, _>>()
+            .map_err(|error| CriError::Invalid(error.to_string()))?;
+        self.driver.gc(&valid).await.map_err(internal)
+    }
+
+    async fn status(&self) -> std::result::Result<(), String> {
+        self.driver.status().await.map_err(|error| chain(&error))
+    }
+}
+
+fn internal(error: DriverError) -> CriError {
+    CriError::Internal(chain(&error))
+}
+
+/// The error with all its causes: this text ends up in an event.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        if !text.contains(&cause_text) {
+            text = format!("{text}: {cause_text}");
+        }
+        source = cause.source();
+    }
+    text
+}
+
+fn attachment(request: &PodNetworkRequest) -> Result<Attachment> {
+    let netns = Some(request.netns.clone());
+    let mut attachment =
+        Attachment::for_pod(&request.sandbox_id, netns, &request.namespace, &request.name, &request.uid);
+    attachment.port_mappings = port_mappings(&request.port_mappings)?;
+    attachment.bandwidth = bandwidth(&request.annotations)?;
+    Ok(attachment)
+}
+
+fn port_mappings(mappings: &[keelson_cri::PortMapping]) -> Result<Vec<PortMapping>> {
+    let published = mappings.iter().filter(|mapping| mapping.host_port != 0);
+    published
+        .map(|mapping| {
+            let protocol = match mapping.protocol.as_str() {
+                "TCP" | "" => Protocol::Tcp,
+                "UDP" => Protocol::Udp,
+                "SCTP" => Protocol::Sctp,
+                other => return Err(CriError::Invalid(format!("unknown protocol {other:?} of a host port"))),
+            };
+            let (host_port, container_port) = (mapping.host_port, mapping.container_port);
+            Ok(PortMapping { host_port, container_port, protocol, host_ip: mapping.host_ip })
+        })
+        .collect()
+}
+
+fn bandwidth(annotations: &BTreeMap<String, String>) -> Result<Option<Bandwidth>> {
+    let rate = |annotation: &str| match annotations.get(annotation) {
+        Some(text) => quantity(text).filter(|rate| RATES.contains(rate)).map(Some).ok_or_else(|| {
+            CriError::Invalid(format!(
+                "annotation {annotation}: {text:?} must be a rate between 1k and 1P bits/s"
+            ))
+        }),
+        None => Ok(None),
+    };
+    let (ingress, egress) = (rate(INGRESS)?, rate(EGRESS)?);
+    if ingress.is_none() && egress.is_none() {
+        return Ok(None);
+    }
+    // The burst is as upstream's runtimes set it: the largest that the plugin takes.
+    let burst = |rate: Option<u64>| if rate.is_some() { u64::from(u32::MAX) } else { 0 };
+    Ok(Some(Bandwidth {
+        ingress_rate: ingress.unwrap_or(0),
+        ingress_burst: burst(ingress),
+        egress_rate: egress.unwrap_or(0),
+        egress_burst: burst(egress),
+    }))
+}
+
+/// A whole number with one of the suffixes of a Kubernetes quantity.
+fn quantity(text: &str) -> Option<u64> {
+    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (number, suffix) = text.split_at(digits);
+    let unit: u64 = match suffix {
+        "" => 1,
+        "k" => 1_000,
+        "M" => 1_000_000,
+        "G" => 1_000_000_000,
+        "T" => 1_000_000_000_000,
+        "P" => 1_000_000_000_000_000,
+        "Ki" => 1 << 10,
+        "Mi" => 1 << 20,
+        "Gi" => 1 << 30,
+        "Ti" => 1 << 40,
+        _ => return None,
+    };
+    number.parse::<u64>().ok()?.checked_mul(unit)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check_bandwidth(annotations: &[(&str, &str)], expected: Option<(u64, u64)>) {
+        let annotations =
+            annotations.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
+        let got = bandwidth(&annotations).ok().flatten().map(|rates| (rates.ingress_rate, rates.egress_rate));
+        assert_eq!(got, expected, "{annotations:?}");
+    }
+
+    #[test]
+    fn rates() {
+        check_bandwidth(&[], None);
+        check_bandwidth(&[(INGRESS, "10M")], Some((10_000_000, 0)));
+        check_bandwidth(&[(INGRESS, "1Ki"), (EGRESS, "1000")], Some((1024, 1000)));
+        check_bandwidth(&[(INGRESS, "1")], None);
+        check_bandwidth(&[(EGRESS, "fast")], None);
+    }
+
+    #[test]
+    fn ports_without_a_host_port_are_not_published() {
+        let mapping = |protocol: &str, host_port| keelson_cri::PortMapping {
+            protocol: protocol.to_owned(),
+            container_port: 80,
+            host_port,
+            host_ip: None,
+        };
+        assert!(port_mappings(&[mapping("TCP", 0)]).unwrap().is_empty());
+        assert_eq!(port_mappings(&[mapping("UDP", 53)]).unwrap()[0].protocol, Protocol::Udp);
+        assert!(port_mappings(&[mapping("QUIC", 443)]).is_err());
+    }
+}
