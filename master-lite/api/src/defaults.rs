@@ -34,6 +34,9 @@ fn walk(schema: &Schema, node: NodeId, value: &mut Value) {
                         }
                         walk(schema, field.node, present);
                     }
+                    // A zero that Go's encoder leaves out again.
+                    (None, Some(default))
+                        if !field.pointer && field.omitempty && *default == schema.zero(field.node) => {}
                     (None, Some(default)) => {
                         object.insert(field.name.to_string(), default.clone());
                     }
@@ -78,5 +81,11 @@ mod tests {
             json!({"spec": {"containers": [{"name": "a", "ports": [{"containerPort": 1, "protocol": "TCP"}]}]}}),
         );
         check("Pod", json!({}), json!({}));
+        check(
+            "Pod",
+            json!({"spec": {"imagePullSecrets": [{}], "containers": [{"startupProbe": {"grpc": {"port": 1}}}]}}),
+            json!({"spec": {"imagePullSecrets": [{}],
+                "containers": [{"startupProbe": {"grpc": {"port": 1, "service": ""}}}]}}),
+        );
     }
 }

@@ -8,6 +8,7 @@ pub mod codec;
 pub mod defaults;
 pub mod field;
 pub mod meta;
+pub mod openapi;
 pub mod patch;
 pub mod quantity;
 pub mod resources;

@@ -191,7 +191,7 @@ impl Emitter<'_> {
             out.push_str(" ?0");
         }
         let facts = match schema.and_then(|schema| schema["properties"].get(&field.json)) {
-            Some(property) => Facts::from_openapi(property, schema.map(|s| &s["required"]), &field.json),
+            Some(property) => Facts::from_openapi(property, schema.map(|s| &s["required"]), field),
             None => Facts::from_markers(field),
         };
         facts.write(&mut out)?;
@@ -280,12 +280,12 @@ struct Facts {
 }
 
 impl Facts {
-    fn from_openapi(property: &Value, required: Option<&Value>, name: &str) -> Self {
+    fn from_openapi(property: &Value, required: Option<&Value>, field: &Field) -> Self {
         let text = |key: &str| property[key].as_str().map(str::to_owned);
-        let default = property.get("default").filter(|value| !is_zero(value)).cloned();
+        let default = property.get("default").filter(|value| !is_implied(value, field)).cloned();
         let keys = property["x-kubernetes-list-map-keys"].as_array().into_iter().flatten();
         Self {
-            required: required.and_then(Value::as_array).is_some_and(|r| r.iter().any(|n| n == name)),
+            required: required.and_then(Value::as_array).is_some_and(|r| r.iter().any(|n| *n == field.json)),
             default,
             list: text("x-kubernetes-list-type"),
             keys: keys.filter_map(|key| key.as_str().map(str::to_owned)).collect(),
@@ -303,7 +303,7 @@ impl Facts {
         let default = value("default=").and_then(|text| serde_json::from_str(&text).ok());
         Self {
             required: !optional,
-            default: default.filter(|value| !is_zero(value)),
+            default: default.filter(|value| !is_implied(value, field)),
             list: value("listType="),
             keys: keys.collect(),
             map: value("mapType="),
@@ -342,14 +342,16 @@ impl Facts {
     }
 }
 
-/// Zero defaults follow from the Go type (a struct or scalar that is no pointer), so they are not written.
-fn is_zero(value: &Value) -> bool {
-    match value {
+/// Whether the default follows from the Go type, as that of a struct or of a scalar without `omitempty` does. Zero
+/// defaults of pointers do not: they say that an absent value becomes a zero that is there.
+fn is_implied(value: &Value, field: &Field) -> bool {
+    let zero = match value {
         Value::Null => true,
         Value::Bool(flag) => !flag,
         Value::Number(number) => number.as_f64() == Some(0.0),
         Value::String(text) => text.is_empty(),
         Value::Array(items) => items.is_empty(),
         Value::Object(fields) => fields.is_empty(),
-    }
+    };
+    zero && (value.is_object() || !field.omitempty && !field.expr.starts_with('*'))
 }

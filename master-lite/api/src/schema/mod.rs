@@ -232,6 +232,11 @@ impl Schema {
         &BUILTIN
     }
 
+    /// The text that [`Schema::builtin`] is made of, for hashing.
+    pub(crate) fn builtin_facts() -> &'static str {
+        FACTS
+    }
+
     /// A node by its index.
     pub fn node(&self, id: NodeId) -> &Node {
         &self.nodes[id.0 as usize]

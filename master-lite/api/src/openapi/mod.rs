@@ -1,0 +1,157 @@
+//! OpenAPI v3 documents, made from the schema tree and the table of resources when somebody asks.
+//!
+//! A document is not kept: clients keep it themselves, under the hash in its URL.
+
+mod components;
+mod descriptions;
+mod paths;
+
+pub use descriptions::Descriptions;
+
+use crate::{resources::ResourceTable, schema::Schema};
+use serde_json::{Map, Value, json};
+use std::sync::Arc;
+
+/// The answer to `GET /openapi/v3`: where the document of each group and version is.
+///
+/// The `hash` parameter in a URL changes with the document, so that a client may keep it for ever.
+pub fn v3_index(table: &ResourceTable) -> Value {
+    let mut paths = Map::new();
+    for (group, versions) in table.groups() {
+        for version in versions {
+            let path = document_path(&group, &version);
+            let hash = document_hash(table, &group, &version);
+            let url = format!("/openapi/v3/{path}?hash={hash}");
+            paths.insert(path, json!({ "serverRelativeURL": url }));
+        }
+    }
+    json!({ "paths": paths })
+}
+
+/// The document of a group and version as JSON. `path` is what follows `/openapi/v3/`: `api/v1`, `apis/apps/v1`.
+/// `None` when the table serves no such version.
+pub fn v3_document(table: &ResourceTable, path: &str) -> Option<Arc<[u8]>> {
+    let (group, version) = group_version(path)?;
+    if !table.groups().iter().any(|(g, versions)| *g == group && versions.contains(&version)) {
+        return None;
+    }
+    let schema = Schema::builtin();
+    let mut components = components::Components::new(schema, Descriptions::load());
+    let paths = paths::of(table, &group, &version, &mut components);
+    let document = json!({
+        "openapi": "3.0.0",
+        "info": { "title": "Kubernetes", "version": "v1.36.0+keelson" },
+        "paths": paths,
+        "components": {
+            "schemas": components.finish(),
+            "securitySchemes": { "BearerToken": {
+                "type": "apiKey", "description": "Bearer Token authentication", "name": "authorization",
+                "in": "header",
+            } },
+        },
+    });
+    // Serializing a tree of strings and numbers can't fail.
+    Some(serde_json::to_vec(&document).unwrap_or_default().into())
+}
+
+/// The `hash` that [`v3_index`] shows for a document; also fit for an ETag.
+pub fn document_hash(table: &ResourceTable, group: &str, version: &str) -> String {
+    // FNV-1a over all that a document is made of. A version of this crate has one schema and one set of texts.
+    let mut hash: u64 = 0xcbf2_9ce4_8422_2325;
+    let mut feed = |text: &str| {
+        for byte in text.bytes().chain([0]) {
+            hash = (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
+        }
+    };
+    feed(env!("CARGO_PKG_VERSION"));
+    feed(Schema::builtin_facts());
+    feed(group);
+    feed(version);
+    for row in
+        table.rows().iter().filter(|row| row.group == group && row.versions.iter().any(|v| v == version))
+    {
+        feed(&row.plural);
+        feed(&row.kind);
+        row.verbs.iter().for_each(|verb| feed(verb));
+        for sub in &row.subresources {
+            feed(&sub.name);
+            sub.verbs.iter().for_each(|verb| feed(verb));
+        }
+    }
+    format!("{hash:016X}")
+}
+
+fn document_path(group: &str, version: &str) -> String {
+    if group.is_empty() { format!("api/{version}") } else { format!("apis/{group}/{version}") }
+}
+
+fn group_version(path: &str) -> Option<(String, String)> {
+    let mut parts = path.trim_matches('/').split('/');
+    let (group, version) = match (parts.next()?, parts.next()?, parts.next()) {
+        ("api", version, None) => (String::new(), version),
+        ("apis", group, Some(version)) => (group.to_owned(), version),
+        _ => return None,
+    };
+    parts.next().is_none().then(|| (group, version.to_owned()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn document(path: &str) -> Value {
+        let started = std::time::Instant::now();
+        let bytes = v3_document(&ResourceTable::builtin(), path).unwrap();
+        println!("{path}: {} bytes in {:?}", bytes.len(), started.elapsed());
+        serde_json::from_slice(&bytes).unwrap()
+    }
+
+    #[test]
+    fn every_reference_is_defined() {
+        let table = ResourceTable::builtin();
+        let index = v3_index(&table);
+        for path in index["paths"].as_object().unwrap().keys() {
+            let document = document(path);
+            let schemas = document["components"]["schemas"].as_object().unwrap();
+            check_references(&document, schemas);
+            assert!(!document["paths"].as_object().unwrap().is_empty(), "{path}");
+        }
+        assert!(v3_document(&table, "apis/nope/v1").is_none());
+        assert!(v3_document(&table, "nope").is_none());
+    }
+
+    fn check_references(value: &Value, schemas: &Map<String, Value>) {
+        match value {
+            Value::Object(fields) => {
+                if let Some(Value::String(target)) = fields.get("$ref") {
+                    let name = target.strip_prefix("#/components/schemas/").unwrap();
+                    assert!(schemas.contains_key(name), "{name}");
+                }
+                fields.values().for_each(|value| check_references(value, schemas));
+            }
+            Value::Array(items) => items.iter().for_each(|value| check_references(value, schemas)),
+            _ => {}
+        }
+    }
+
+    #[test]
+    fn kubectl_finds_what_it_looks_for() {
+        let document = document("api/v1");
+        let item = &document["paths"]["/api/v1/namespaces/{namespace}/pods/{name}"];
+        assert_eq!(item["get"]["x-kubernetes-group-version-kind"]["kind"], "Pod");
+        let parameters = item["patch"]["parameters"].as_array().unwrap();
+        assert!(parameters.iter().any(|p| p["name"] == "fieldValidation"));
+        let pod = &document["components"]["schemas"]["io.k8s.api.core.v1.Pod"];
+        assert_eq!(
+            pod["x-kubernetes-group-version-kind"],
+            json!([{"group": "", "version": "v1", "kind": "Pod"}])
+        );
+        let spec = &document["components"]["schemas"]["io.k8s.api.core.v1.PodSpec"];
+        assert_eq!(spec["description"], "PodSpec is a description of a pod.");
+        assert_eq!(spec["properties"]["volumes"]["x-kubernetes-patch-strategy"], "merge,retainKeys");
+        assert_eq!(spec["required"], json!(["containers"]));
+        let port =
+            &document["components"]["schemas"]["io.k8s.api.core.v1.ServicePort"]["properties"]["protocol"];
+        assert_eq!((&port["default"], &port["enum"]), (&json!("TCP"), &json!(["SCTP", "TCP", "UDP"])));
+    }
+}
