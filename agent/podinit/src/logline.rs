@@ -5,9 +5,6 @@
 /// buffer has the same size.
 pub const MAX_CONTENT: usize = 16 * 1024;
 
-/// Bytes of finished lines after which they are to be written out.
-pub const MAX_BATCH: usize = 16 * 1024;
-
 /// Which stream a line came from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Stream {
@@ -40,11 +37,9 @@ impl Splitter {
     }
 
     /// Takes bytes as they were read and appends each finished line (and each full chunk of an unfinished one) to
-    /// `out`, stamped with `now_ns` (nanoseconds since the epoch). Stops early once `out` holds [`MAX_BATCH`]: short
-    /// lines grow fortyfold by their stamps. Gives how many bytes it took.
-    pub fn push(&mut self, input: &[u8], now_ns: u64, out: &mut Vec<u8>) -> usize {
-        let mut bytes = input;
-        while !bytes.is_empty() && out.len() < MAX_BATCH {
+    /// `out`, stamped with `now_ns` (nanoseconds since the epoch).
+    pub fn push(&mut self, mut bytes: &[u8], now_ns: u64, out: &mut Vec<u8>) {
+        while !bytes.is_empty() {
             let room = MAX_CONTENT - self.pending.len();
             match bytes.iter().take(room + 1).position(|&b| b == b'\n') {
                 Some(end) => {
@@ -61,7 +56,6 @@ impl Splitter {
                 }
             }
         }
-        input.len() - bytes.len()
     }
 
     /// The stream has ended: what is left without a newline becomes a partial line, as containerd writes it.
@@ -160,7 +154,7 @@ mod tests {
         let mut out = Vec::new();
         let mut line = vec![b'x'; MAX_CONTENT];
         line.push(b'\n');
-        assert_eq!(splitter.push(&line, 0, &mut out), line.len());
+        splitter.push(&line, 0, &mut out);
         assert_eq!(parse(&out).iter().map(|(t, c)| (*t, c.len())).collect::<Vec<_>>(), [(b'F', MAX_CONTENT)]);
     }
 
@@ -173,13 +167,8 @@ mod tests {
             let input = lines.join(&b'\n');
             let mut splitter = Splitter::new(Stream::Stdout);
             let mut out = Vec::new();
-            for mut chunk in input.chunks(cut) {
-                while !chunk.is_empty() {
-                    let mut batch = Vec::new();
-                    chunk = &chunk[splitter.push(chunk, 0, &mut batch)..];
-                    prop_assert!(batch.len() < MAX_BATCH + MAX_CONTENT + 64);
-                    out.extend(batch);
-                }
+            for chunk in input.chunks(cut) {
+                splitter.push(chunk, 0, &mut out);
             }
             splitter.finish(0, &mut out);
             let mut back = Vec::new();

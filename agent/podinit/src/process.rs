@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 
 use keelson_podinit::logline::{Splitter, Stream};
 use keelson_podinit::protocol::{self, ProcessState, attach};
@@ -100,12 +100,15 @@ impl Process {
         })
     }
 
-    /// Whether there is somewhere for input to go: the pty, or the pipe while it is open.
-    pub fn takes_input(&self) -> bool {
+    /// Where input goes: the pty, or the pipe while it is open.
+    pub fn input_fd(&self) -> Option<RawFd> {
         if self.flags & protocol::FLAG_TTY != 0 {
-            return self.flags & protocol::FLAG_STDIN != 0 && self.outputs.first().is_some_and(|o| o.open);
+            if self.flags & protocol::FLAG_STDIN == 0 {
+                return None;
+            }
+            return self.outputs.first().filter(|o| o.open).map(|o| o.fd.as_raw_fd());
         }
-        self.stdin.is_some()
+        self.stdin.as_ref().map(AsRawFd::as_raw_fd)
     }
 
     /// Whether an attach session holds the output back.
@@ -129,13 +132,9 @@ impl Process {
                 false
             }
             Ok(len) => {
-                let (kind, now) = (output.kind, sys::now_ns());
-                let mut taken = 0;
-                while let Some(output) = self.outputs.get_mut(index).filter(|_| taken < len) {
-                    lines.clear();
-                    taken += output.splitter.push(&buf[taken..len], now, lines);
-                    self.write_log(lines);
-                }
+                let kind = output.kind;
+                output.splitter.push(&buf[..len], sys::now_ns(), lines);
+                self.write_log(lines);
                 self.fan_out(kind, &buf[..len]);
                 true
             }
@@ -156,9 +155,7 @@ impl Process {
                         session.progress_ns = sys::now_ns();
                         continue;
                     }
-                    Err(err) if err.kind() == io::ErrorKind::WouldBlock => {
-                        session.progress_ns = sys::now_ns()
-                    }
+                    Err(err) if err.kind() == io::ErrorKind::WouldBlock => session.progress_ns = sys::now_ns(),
                     Err(_) => {
                         session.open = false;
                         continue;

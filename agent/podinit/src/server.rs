@@ -289,9 +289,11 @@ impl Server {
             match sys::recv(&process.attached[s].fd, &mut self.buf) {
                 Ok((0, _)) => process.attached[s].open = false,
                 Ok((len, _)) if process.attached[s].stdin => match self.buf[0] {
-                    attach::STDIN if process.takes_input() => {
-                        process.input.extend_from_slice(&self.buf[1..len]);
-                        process.flush_input();
+                    attach::STDIN => {
+                        if process.input_fd().is_some() {
+                            process.input.extend_from_slice(&self.buf[1..len]);
+                            process.flush_input();
+                        }
                     }
                     attach::STDIN_EOF => self.end_input(p, s),
                     _ => {}
@@ -370,8 +372,7 @@ impl Server {
             if process.attached.is_empty() {
                 continue;
             }
-            let (ended, once) =
-                (process.state.exit.is_some() && process.drained(), protocol::FLAG_STDIN_ONCE);
+            let (ended, once) = (process.state.exit.is_some() && process.drained(), protocol::FLAG_STDIN_ONCE);
             let before = process.attached.len();
             let mut had_stdin = false;
             process.attached.retain(|a| {

@@ -1,7 +1,5 @@
 //! The agent dies and comes back: nothing that runs is touched, no line and no exit code is lost.
 
-#![allow(clippy::unwrap_used, reason = "helpers of tests")]
-
 mod common;
 
 use std::sync::Arc;
@@ -114,36 +112,5 @@ async fn failures_roll_back() {
     config.sysctls.insert("kernel.panic".into(), "1".into());
     let err = runtime.run_pod_sandbox(config).await.unwrap_err();
     assert_eq!(err.to_string(), "sysctl \"kernel.panic\" is not in a separate kernel namespace");
-    node.finish(runtime).await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn what_is_half_made_or_dead_is_cleared_at_start() {
-    let node = Node::new();
-    let runtime = node.runtime().await;
-    let sandbox = runtime.run_pod_sandbox(sandbox_config(&node, "half")).await.unwrap();
-    let dead = runtime.run_pod_sandbox(sandbox_config(&node, "gone")).await.unwrap();
-    let id = runtime.create_container(&dead.id, script("a", "exec sleep 1000")).await.unwrap();
-    runtime.start_container(&id).await.unwrap();
-    kill_agent(runtime).await;
-    // As if the agent had died in the middle of making the first one…
-    let record = node.dir.join("lib/sandboxes").join(format!("{}.json", sandbox.id));
-    let text =
-        std::fs::read_to_string(&record).unwrap().replace(r#""phase":"Ready""#, r#""phase":"Creating""#);
-    std::fs::write(&record, text).unwrap();
-    // … and the other's podinit had died meanwhile.
-    let procs = node.cgroup.join("podinit").join(&dead.id).join("cgroup.procs");
-    kill(std::fs::read_to_string(procs).unwrap().trim().parse().unwrap());
-    let stray = "ab".repeat(32);
-    std::fs::create_dir_all(node.dir.join("lib/containers").join(&stray)).unwrap();
-    std::fs::create_dir_all(node.dir.join("run/sandboxes").join(&stray)).unwrap();
-
-    let runtime = node.runtime().await;
-    assert!(matches!(runtime.pod_sandbox_status(&sandbox.id).await, Err(CriError::NotFound(_))));
-    assert_eq!(runtime.pod_sandbox_status(&dead.id).await.unwrap().state, PodSandboxState::NotReady);
-    let status = runtime.container_status(&id).await.unwrap();
-    assert_eq!((status.state, status.reason.as_deref()), (ContainerState::Exited, Some("Unknown")));
-    assert!(!node.dir.join("lib/containers").join(&stray).exists());
-    assert!(!node.dir.join("run/sandboxes").join(&stray).exists());
     node.finish(runtime).await;
 }

@@ -5,12 +5,32 @@
 //! (`keelson-api`).
 
 pub mod admission;
+pub mod allocate;
 pub mod auth;
 pub mod authn;
 pub mod authz;
+pub mod bootstrap;
+pub mod cache;
+pub mod core;
+pub mod delete;
+pub mod discovery;
 pub mod extension;
+pub mod filter;
+pub mod handlers;
+pub mod keys;
 pub mod kubelet_proxy;
+pub mod metrics;
+pub mod negotiate;
+pub mod options;
 pub mod pki;
+pub mod present;
 pub mod request_info;
 pub mod reviews;
+mod serve;
+pub mod server;
 pub mod status;
+pub mod stored;
+pub mod wire;
+pub mod write;
+
+pub use server::{Config, Server, ServerError, Serving, StoreConfig};

@@ -1,0 +1,157 @@
+//! The objects that every cluster has, made at start and kept: namespaces, the `kubernetes` Service with its
+//! endpoints, and kube-dns.
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use http::{Method, Request};
+use kube::Client;
+use serde_json::{Value, json};
+use tokio_util::sync::CancellationToken;
+
+use crate::extension::BoxError;
+
+const NAMESPACES: &[&str] = &["default", "kube-system", "kube-public", "kube-node-lease"];
+/// How often they are looked at, as upstream's endpoint reconciler.
+const INTERVAL: Duration = Duration::from_secs(10);
+
+/// What the built-in Services say.
+#[derive(Debug, Clone)]
+pub struct Cluster {
+    /// Where nodes and pods reach the API server.
+    pub advertise_address: IpAddr,
+    /// Port of the same.
+    pub advertise_port: u16,
+    /// Network of cluster IPs.
+    pub service_cidr: ipnet::Ipv4Net,
+}
+
+impl Cluster {
+    fn address(&self, nth: u32) -> String {
+        std::net::Ipv4Addr::from(u32::from(self.service_cidr.network()) + nth).to_string()
+    }
+}
+
+/// Makes the namespaces.
+pub async fn namespaces(client: &Client) -> Result<(), BoxError> {
+    for name in NAMESPACES {
+        let object = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}});
+        ensure(client, "/api/v1/namespaces", &object, &[]).await?;
+    }
+    Ok(())
+}
+
+/// Makes the Services and endpoints, and puts right what differs.
+pub async fn services(client: &Client, cluster: &Cluster) -> Result<(), BoxError> {
+    let kubernetes = json!({
+        "apiVersion": "v1", "kind": "Service",
+        "metadata": {
+            "name": "kubernetes", "namespace": "default",
+            "labels": {"component": "apiserver", "provider": "kubernetes"},
+        },
+        "spec": {
+            "type": "ClusterIP", "clusterIP": cluster.address(1),
+            "ports": [{"name": "https", "protocol": "TCP", "port": 443, "targetPort": cluster.advertise_port}],
+        },
+    });
+    ensure(client, "/api/v1/namespaces/default/services", &kubernetes, &["/spec/ports"]).await?;
+    let endpoints = json!({
+        "apiVersion": "v1", "kind": "Endpoints",
+        "metadata": {
+            "name": "kubernetes", "namespace": "default",
+            "labels": {"endpointslice.kubernetes.io/skip-mirror": "true"},
+        },
+        "subsets": [{
+            "addresses": [{"ip": cluster.advertise_address.to_string()}],
+            "ports": [{"name": "https", "port": cluster.advertise_port, "protocol": "TCP"}],
+        }],
+    });
+    ensure(client, "/api/v1/namespaces/default/endpoints", &endpoints, &["/subsets"]).await?;
+    let slice = json!({
+        "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice",
+        "metadata": {
+            "name": "kubernetes", "namespace": "default",
+            "labels": {"kubernetes.io/service-name": "kubernetes"},
+        },
+        "addressType": if cluster.advertise_address.is_ipv4() { "IPv4" } else { "IPv6" },
+        "endpoints": [{"addresses": [cluster.advertise_address.to_string()], "conditions": {"ready": true}}],
+        "ports": [{"name": "https", "port": cluster.advertise_port, "protocol": "TCP"}],
+    });
+    let slices = "/apis/discovery.k8s.io/v1/namespaces/default/endpointslices";
+    ensure(client, slices, &slice, &["/endpoints", "/ports"]).await?;
+    let dns = json!({
+        "apiVersion": "v1", "kind": "Service",
+        "metadata": {
+            "name": "kube-dns", "namespace": "kube-system",
+            "labels": {"k8s-app": "kube-dns", "kubernetes.io/cluster-service": "true", "kubernetes.io/name": "CoreDNS"},
+        },
+        "spec": {
+            "type": "ClusterIP", "clusterIP": cluster.address(10),
+            "ports": [
+                {"name": "dns", "protocol": "UDP", "port": 53, "targetPort": 53},
+                {"name": "dns-tcp", "protocol": "TCP", "port": 53, "targetPort": 53},
+            ],
+        },
+    });
+    ensure(client, "/api/v1/namespaces/kube-system/services", &dns, &["/spec/ports"]).await
+}
+
+/// Looks at all of it again and again until `shutdown`.
+pub(crate) async fn keep(client: Client, cluster: Cluster, shutdown: CancellationToken) {
+    loop {
+        tokio::select! {
+            () = shutdown.cancelled() => return,
+            () = tokio::time::sleep(INTERVAL) => {}
+        }
+        let result = match namespaces(&client).await {
+            Ok(()) => services(&client, &cluster).await,
+            error => error,
+        };
+        if let Err(error) = result {
+            tracing::warn!(%error, "keeping the built-in objects failed");
+        }
+    }
+}
+
+/// Makes an object, or brings the parts of it that are ours to what they should be.
+async fn ensure(client: &Client, collection: &str, wanted: &Value, ours: &[&str]) -> Result<(), BoxError> {
+    let name = wanted["metadata"]["name"].as_str().unwrap_or_default();
+    let path = format!("{collection}/{name}");
+    let current: Value = match send(client, Method::GET, &path, None).await {
+        Ok(current) => current,
+        Err(kube::Error::Api(status)) if status.code == 404 => {
+            return match send(client, Method::POST, collection, Some(wanted)).await {
+                Ok(_) => Ok(()),
+                Err(kube::Error::Api(status)) if status.code == 409 => Ok(()),
+                Err(error) => Err(error.into()),
+            };
+        }
+        Err(error) => return Err(error.into()),
+    };
+    let mut new = current.clone();
+    for pointer in ours {
+        if let (Some(place), Some(value)) = (new.pointer_mut(pointer), wanted.pointer(pointer)) {
+            *place = value.clone();
+        }
+    }
+    if new != current {
+        send(client, Method::PUT, &path, Some(&new)).await?;
+    }
+    Ok(())
+}
+
+async fn send(
+    client: &Client,
+    method: Method,
+    path: &str,
+    body: Option<&Value>,
+) -> Result<Value, kube::Error> {
+    let body = body.map(Value::to_string).unwrap_or_default().into_bytes();
+    let request = Request::builder()
+        .method(method)
+        .uri(path)
+        .header(http::header::CONTENT_TYPE, "application/json")
+        .body(body)
+        .map_err(kube::Error::HttpError)?;
+    client.request(request).await
+}

@@ -1,0 +1,280 @@
+//! The watch cache: every object of every stored resource in memory, with the recent changes.
+//!
+//! One task reads the store's changes in order and applies them; reads and watches are served from here. A reader
+//! that needs the newest state asks the store for its revision and waits until the cache has reached it
+//! ([`WatchCache::wait`]), so a client always reads its own writes.
+//!
+//! Each event is encoded once per shape, whoever watches it. A watcher that doesn't keep up is dropped: its client
+//! comes back with the last resourceVersion it saw.
+
+mod resource;
+mod run;
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use bytes::Bytes;
+use keelson_api::meta::GroupResource;
+use keelson_api::resources::{Resource, ResourceTable};
+use keelson_store::{Store, StoreError};
+use parking_lot::Mutex;
+use serde_json::Value;
+use tokio::sync::watch;
+
+pub use resource::{CacheWatch, ResourceCache, WatchMessage};
+
+use crate::extension::ObjectReader;
+use crate::status::{Result, StatusError};
+use crate::stored::Spliced;
+
+/// How long a read waits for the cache to reach a revision, as upstream does.
+const WAIT: Duration = Duration::from_secs(3);
+
+/// An object as the cache holds it.
+#[derive(Debug)]
+pub struct CachedObject {
+    /// Namespace; empty for cluster-scoped resources.
+    pub namespace: String,
+    /// Name.
+    pub name: String,
+    /// Revision of its last change (of its deletion in DELETED events).
+    pub revision: u64,
+    /// Its labels.
+    pub labels: BTreeMap<String, String>,
+    /// Values of the storage row's selectable fields, in their order.
+    pub fields: Box<[Box<str>]>,
+    spliced: Spliced,
+    value: OnceLock<Arc<Value>>,
+}
+
+impl CachedObject {
+    /// Reads a stored value. `None`, and a log line, if it can't be read.
+    pub fn read(storage: &Resource, rest: &str, stored: &[u8], revision: u64) -> Option<Self> {
+        let (namespace, name) = match rest.split_once('/') {
+            Some((namespace, name)) => (namespace, name),
+            None => ("", rest),
+        };
+        let spliced = match Spliced::new(stored, revision) {
+            Ok(spliced) => spliced,
+            Err(error) => {
+                tracing::error!(%error, resource = %storage.plural, key = rest, "unreadable object in the store");
+                return None;
+            }
+        };
+        let value = match spliced.value() {
+            Ok(value) => value,
+            Err(error) => {
+                tracing::error!(%error, resource = %storage.plural, key = rest, "unreadable object in the store");
+                return None;
+            }
+        };
+        let labels = value["metadata"]["labels"]
+            .as_object()
+            .into_iter()
+            .flatten()
+            .filter_map(|(k, v)| Some((k.clone(), v.as_str()?.to_owned())))
+            .collect();
+        Some(Self {
+            namespace: namespace.to_owned(),
+            name: name.to_owned(),
+            revision,
+            labels,
+            fields: crate::filter::selectable_values(storage, &value),
+            spliced,
+            value: OnceLock::new(),
+        })
+    }
+
+    /// The same object as it is shown when it is deleted at `revision`.
+    pub fn deleted_at(&self, revision: u64) -> Self {
+        Self {
+            namespace: self.namespace.clone(),
+            name: self.name.clone(),
+            revision,
+            labels: self.labels.clone(),
+            fields: self.fields.clone(),
+            spliced: self.spliced.at_revision(revision),
+            value: OnceLock::new(),
+        }
+    }
+
+    /// JSON in the storage version, with its resourceVersion.
+    pub fn json(&self) -> &Bytes {
+        self.spliced.json()
+    }
+
+    /// As a tree; parsed once and kept.
+    pub fn value(&self) -> Arc<Value> {
+        // The JSON was parsed when the object was read, so it parses again.
+        self.value.get_or_init(|| Arc::new(self.spliced.value().unwrap_or(Value::Null))).clone()
+    }
+
+    /// As a tree, without keeping it.
+    pub fn parse(&self) -> Value {
+        match self.value.get() {
+            Some(value) => Value::clone(value),
+            None => self.spliced.value().unwrap_or(Value::Null),
+        }
+    }
+}
+
+/// What a watcher is told of a change.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum EventType {
+    /// New, or now selected.
+    Added,
+    /// Changed, and still selected.
+    Modified,
+    /// Gone, or no longer selected.
+    Deleted,
+}
+
+impl EventType {
+    /// As in `metav1.WatchEvent`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Added => "ADDED",
+            Self::Modified => "MODIFIED",
+            Self::Deleted => "DELETED",
+        }
+    }
+}
+
+/// A change.
+#[derive(Debug)]
+pub struct CacheEvent {
+    /// Revision of the change.
+    pub revision: u64,
+    /// State after; `None` if deleted.
+    pub object: Option<Arc<CachedObject>>,
+    /// State before; `None` if it is new.
+    pub prev: Option<Arc<CachedObject>>,
+    /// The state before, as shown when it goes.
+    gone: OnceLock<Arc<CachedObject>>,
+    /// Encoded frames by type and shape.
+    frames: Mutex<Vec<((EventType, u64), Bytes)>>,
+}
+
+impl CacheEvent {
+    fn new(revision: u64, object: Option<Arc<CachedObject>>, prev: Option<Arc<CachedObject>>) -> Self {
+        Self { revision, object, prev, gone: OnceLock::new(), frames: Mutex::new(Vec::new()) }
+    }
+
+    /// The object to show for an event of this type.
+    pub fn shown(&self, kind: EventType) -> Option<Arc<CachedObject>> {
+        match kind {
+            EventType::Added | EventType::Modified => self.object.clone(),
+            EventType::Deleted => {
+                let prev = self.prev.as_ref()?;
+                Some(self.gone.get_or_init(|| Arc::new(prev.deleted_at(self.revision))).clone())
+            }
+        }
+    }
+
+    /// The frame of a type in a shape (any number that stands for one), made by the first who asks.
+    pub fn frame(
+        &self,
+        kind: EventType,
+        shape: u64,
+        make: impl FnOnce(&CachedObject) -> Bytes,
+    ) -> Option<Bytes> {
+        let found = self.frames.lock().iter().find(|(key, _)| *key == (kind, shape)).map(|(_, f)| f.clone());
+        if found.is_some() {
+            return found;
+        }
+        let frame = make(&*self.shown(kind)?);
+        self.frames.lock().push(((kind, shape), frame.clone()));
+        Some(frame)
+    }
+}
+
+/// All resources' caches.
+pub struct WatchCache {
+    store: Arc<dyn Store>,
+    resources: HashMap<GroupResource, Arc<ResourceCache>>,
+    /// Everything up to this revision is applied.
+    applied: watch::Sender<u64>,
+}
+
+impl WatchCache {
+    /// Reads the whole store and follows it until the returned task is aborted.
+    pub async fn start(
+        store: Arc<dyn Store>,
+        table: &ResourceTable,
+    ) -> Result<(Arc<Self>, tokio::task::JoinHandle<()>), StoreError> {
+        let resources = table
+            .rows()
+            .iter()
+            .filter(|row| !row.is_virtual && row.storage == row.group_resource())
+            .map(|row| (row.storage.clone(), Arc::new(ResourceCache::new(row.clone()))))
+            .collect();
+        let cache = Arc::new(Self { store, resources, applied: watch::Sender::new(0) });
+        let start = cache.load().await?;
+        let task = tokio::spawn(run::follow(Arc::downgrade(&cache), start));
+        Ok((cache, task))
+    }
+
+    /// Cache of a stored resource.
+    pub fn resource(&self, resource: &GroupResource) -> Option<&Arc<ResourceCache>> {
+        self.resources.get(resource)
+    }
+
+    /// Revision up to which everything is applied.
+    pub fn applied(&self) -> u64 {
+        *self.applied.borrow()
+    }
+
+    /// Waits until the cache shows everything up to `revision`.
+    pub async fn wait(&self, revision: u64) -> Result<()> {
+        let mut applied = self.applied.subscribe();
+        let reached = tokio::time::timeout(WAIT, applied.wait_for(|applied| *applied >= revision)).await;
+        if matches!(reached, Ok(Ok(_))) {
+            return Ok(());
+        }
+        let current = self.applied();
+        Err(StatusError::new(
+            504,
+            "Timeout",
+            format!("Too large resource version: {revision}, current: {current}"),
+        )
+        .with_details(serde_json::json!({
+            "causes": [{"reason": "ResourceVersionTooLarge", "message": "Too large resource version"}],
+            "retryAfterSeconds": 1,
+        })))
+    }
+
+    /// Waits until the cache shows everything that was acknowledged before the call.
+    pub async fn wait_newest(&self) -> Result<()> {
+        let revision = self.store.current_revision().await.map_err(store_error)?;
+        self.wait(revision).await
+    }
+}
+
+/// A store's failure as a client sees it.
+pub fn store_error(error: StoreError) -> StatusError {
+    match error {
+        StoreError::Compacted { oldest } => {
+            StatusError::expired(format!("too old resource version (oldest kept is {oldest})"))
+        }
+        other => {
+            tracing::error!(error = %other, "the store failed");
+            StatusError::internal("the store failed")
+        }
+    }
+}
+
+impl ObjectReader for WatchCache {
+    fn get(&self, resource: &GroupResource, namespace: Option<&str>, name: &str) -> Option<Arc<Value>> {
+        Some(self.resource(resource)?.get(namespace.unwrap_or_default(), name)?.value())
+    }
+
+    fn list(&self, resource: &GroupResource, namespace: Option<&str>) -> Vec<Arc<Value>> {
+        let Some(cache) = self.resource(resource) else { return Vec::new() };
+        cache.snapshot(namespace).iter().map(|object| object.value()).collect()
+    }
+
+    fn resource_version(&self, resource: &GroupResource) -> u64 {
+        self.resource(resource).map_or(0, |cache| cache.revision())
+    }
+}

@@ -1,0 +1,203 @@
+//! One resource's objects, recent changes and watchers.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+
+use keelson_api::resources::Resource;
+use parking_lot::RwLock;
+use tokio::sync::mpsc;
+
+use super::{CacheEvent, CachedObject, EventType};
+use crate::filter::Filter;
+
+/// Changes kept for watches that start in the past.
+const WINDOW: usize = 8192;
+/// Changes a watcher may be behind before it is dropped.
+const WATCHER_QUEUE: usize = 1024;
+
+/// What a watcher receives.
+#[derive(Debug)]
+pub struct WatchMessage {
+    /// How the watcher sees the change.
+    pub kind: EventType,
+    /// The change.
+    pub event: Arc<CacheEvent>,
+}
+
+/// A started watch.
+pub struct CacheWatch {
+    /// Changes that had already happened.
+    pub backlog: Vec<WatchMessage>,
+    /// Changes to come; closes if the watcher is too slow.
+    pub live: mpsc::Receiver<WatchMessage>,
+}
+
+struct Watcher {
+    filter: Arc<Filter>,
+    sender: mpsc::Sender<WatchMessage>,
+}
+
+#[derive(Default)]
+struct State {
+    objects: BTreeMap<String, Arc<CachedObject>>,
+    /// Revision of the last change of this resource.
+    revision: u64,
+    window: VecDeque<Arc<CacheEvent>>,
+    /// A watch may start after this revision.
+    window_start: u64,
+    watchers: Vec<Watcher>,
+}
+
+/// The cache of one stored resource.
+pub struct ResourceCache {
+    row: Arc<Resource>,
+    state: RwLock<State>,
+}
+
+/// Key inside of a resource.
+fn local_key(namespace: &str, name: &str) -> String {
+    if namespace.is_empty() { name.to_owned() } else { format!("{namespace}/{name}") }
+}
+
+impl ResourceCache {
+    pub(super) fn new(row: Arc<Resource>) -> Self {
+        Self { row, state: RwLock::new(State::default()) }
+    }
+
+    /// The storage row.
+    pub fn row(&self) -> &Arc<Resource> {
+        &self.row
+    }
+
+    /// Replaces everything; running watches end.
+    pub(super) fn reset(&self, objects: BTreeMap<String, Arc<CachedObject>>, revision: u64) {
+        *self.state.write() = State { objects, revision, window_start: revision, ..State::default() };
+    }
+
+    /// Applies one change and tells the watchers.
+    pub(super) fn apply(
+        &self,
+        key: &str,
+        revision: u64,
+        object: Option<Arc<CachedObject>>,
+        make: impl FnOnce(u64, Option<Arc<CachedObject>>, Option<Arc<CachedObject>>) -> CacheEvent,
+    ) {
+        let mut state = self.state.write();
+        let prev = match &object {
+            Some(object) => state.objects.insert(key.to_owned(), object.clone()),
+            None => state.objects.remove(key),
+        };
+        state.revision = revision;
+        if object.is_none() && prev.is_none() {
+            return;
+        }
+        let event = Arc::new(make(revision, object, prev));
+        if state.window.len() >= WINDOW
+            && let Some(oldest) = state.window.pop_front()
+        {
+            state.window_start = oldest.revision;
+        }
+        state.window.push_back(event.clone());
+        state.watchers.retain(|watcher| match classify(&watcher.filter, &event) {
+            None => !watcher.sender.is_closed(),
+            Some(kind) => {
+                let sent = watcher.sender.try_send(WatchMessage { kind, event: event.clone() });
+                if matches!(sent, Err(mpsc::error::TrySendError::Full(_))) {
+                    tracing::warn!(resource = %self.row.plural, "dropping a watcher that does not keep up");
+                }
+                sent.is_ok()
+            }
+        });
+    }
+
+    /// One object.
+    pub fn get(&self, namespace: &str, name: &str) -> Option<Arc<CachedObject>> {
+        self.state.read().objects.get(&local_key(namespace, name)).cloned()
+    }
+
+    /// Objects of a namespace or of all, in the order of keys.
+    pub fn snapshot(&self, namespace: Option<&str>) -> Vec<Arc<CachedObject>> {
+        self.list(namespace, 0).0
+    }
+
+    /// Objects of a namespace or of all, and the revision at which exactly these were there. `applied` is what
+    /// the whole cache had applied before the call: the resource itself may be a little ahead of it.
+    pub fn list(&self, namespace: Option<&str>, applied: u64) -> (Vec<Arc<CachedObject>>, u64) {
+        let state = self.state.read();
+        let objects = match namespace {
+            Some(namespace) => {
+                let prefix = format!("{namespace}/");
+                state
+                    .objects
+                    .range(prefix.clone()..)
+                    .take_while(|(key, _)| key.starts_with(&prefix))
+                    .map(|(_, object)| object.clone())
+                    .collect()
+            }
+            None => state.objects.values().cloned().collect(),
+        };
+        (objects, state.revision.max(applied))
+    }
+
+    /// Revision of the last change.
+    pub fn revision(&self) -> u64 {
+        self.state.read().revision
+    }
+
+    /// Number of objects.
+    pub fn len(&self) -> usize {
+        self.state.read().objects.len()
+    }
+
+    /// True if there are no objects.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Starts a watch after `revision`. `Err` with the oldest possible revision if it is too old.
+    pub fn watch(&self, filter: Arc<Filter>, revision: u64) -> Result<CacheWatch, u64> {
+        let mut state = self.state.write();
+        if revision < state.window_start {
+            return Err(state.window_start);
+        }
+        let first = state.window.partition_point(|event| event.revision <= revision);
+        let backlog = state
+            .window
+            .range(first..)
+            .filter_map(|event| Some(WatchMessage { kind: classify(&filter, event)?, event: event.clone() }))
+            .collect();
+        let live = add_watcher(&mut state, filter);
+        Ok(CacheWatch { backlog, live })
+    }
+
+    /// Starts a watch with the objects that are there now and the revision of that state.
+    pub fn watch_with_state(
+        &self,
+        filter: Arc<Filter>,
+        applied: u64,
+    ) -> (Vec<Arc<CachedObject>>, u64, mpsc::Receiver<WatchMessage>) {
+        let mut state = self.state.write();
+        let objects = state.objects.values().filter(|object| filter.matches(object)).cloned().collect();
+        let revision = state.revision.max(applied);
+        let live = add_watcher(&mut state, filter);
+        (objects, revision, live)
+    }
+}
+
+fn add_watcher(state: &mut State, filter: Arc<Filter>) -> mpsc::Receiver<WatchMessage> {
+    let (sender, receiver) = mpsc::channel(WATCHER_QUEUE);
+    state.watchers.push(Watcher { filter, sender });
+    receiver
+}
+
+/// How a watcher sees a change: entering the selection is ADDED, leaving it is DELETED.
+fn classify(filter: &Filter, event: &CacheEvent) -> Option<EventType> {
+    let now = event.object.as_ref().is_some_and(|object| filter.matches(object));
+    let before = event.prev.as_ref().is_some_and(|object| filter.matches(object));
+    match (before, now) {
+        (false, true) => Some(EventType::Added),
+        (true, true) => Some(EventType::Modified),
+        (true, false) => Some(EventType::Deleted),
+        (false, false) => None,
+    }
+}

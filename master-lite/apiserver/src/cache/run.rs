@@ -1,0 +1,112 @@
+//! Filling the cache and following the store.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use futures::StreamExt as _;
+use keelson_store::{Event, EventKind, KeyRange, RangeRequest, StoreError, WatchRequest, WatchStream};
+
+use super::{CacheEvent, CachedObject, WatchCache};
+use crate::keys;
+
+impl WatchCache {
+    /// Reads everything as it was at the oldest revision that history reaches, so that following the store from
+    /// there also fills the window of recent changes: watches go on over a restart. Returns that revision.
+    pub(super) async fn load(&self) -> Result<u64, StoreError> {
+        loop {
+            match self.load_once().await {
+                Err(StoreError::Compacted { .. }) => {}
+                other => return other,
+            }
+        }
+    }
+
+    async fn load_once(&self) -> Result<u64, StoreError> {
+        let probe = WatchRequest { range: KeyRange::prefix("\0"), start_revision: Some(1), progress: false };
+        let oldest = match self.store.watch(probe).await {
+            Ok(_) => 1,
+            Err(StoreError::Compacted { oldest }) => oldest,
+            Err(error) => return Err(error),
+        };
+        for (resource, cache) in &self.resources {
+            let prefix = keys::prefix(resource, None);
+            let range = KeyRange::prefix(&prefix);
+            let found = self.store.range(RangeRequest { range, limit: 0, revision: Some(oldest) }).await?;
+            let objects = found
+                .kvs
+                .iter()
+                .filter_map(|kv| {
+                    let rest = kv.key.strip_prefix(&prefix)?;
+                    let object = CachedObject::read(cache.row(), rest, &kv.value, kv.mod_revision)?;
+                    Some((rest.to_owned(), Arc::new(object)))
+                })
+                .collect::<BTreeMap<_, _>>();
+            cache.reset(objects, oldest);
+        }
+        self.applied.send_replace(oldest);
+        Ok(oldest)
+    }
+
+    async fn open_watch(&self) -> Result<WatchStream, StoreError> {
+        self.store
+            .watch(WatchRequest {
+                range: KeyRange::prefix(keys::ROOT),
+                start_revision: Some(self.applied() + 1),
+                progress: true,
+            })
+            .await
+    }
+
+    fn apply(&self, event: &Event) {
+        let Some((resource, rest)) = keys::split(&event.kv.key) else { return };
+        let Some(cache) = self.resources.get(&resource) else { return };
+        let revision = event.kv.mod_revision;
+        let object = match event.kind {
+            EventKind::Delete => None,
+            EventKind::Put => {
+                let read = CachedObject::read(cache.row(), rest, &event.kv.value, revision);
+                if read.is_none() {
+                    return;
+                }
+                read.map(Arc::new)
+            }
+        };
+        cache.apply(rest, revision, object, CacheEvent::new);
+    }
+}
+
+/// Applies the store's changes for as long as someone holds the cache.
+pub(super) async fn follow(cache: Weak<WatchCache>, _start: u64) {
+    loop {
+        let Some(strong) = cache.upgrade() else { return };
+        let opened = strong.open_watch().await;
+        drop(strong);
+        let mut stream = match opened {
+            Ok(stream) => stream,
+            Err(StoreError::Closed) => return,
+            Err(error) => {
+                tracing::error!(%error, "watching the store failed; reading everything again");
+                tokio::time::sleep(Duration::from_millis(500)).await;
+                let Some(strong) = cache.upgrade() else { return };
+                if let Err(error) = strong.load().await {
+                    tracing::error!(%error, "reading the store failed");
+                }
+                continue;
+            }
+        };
+        while let Some(batch) = stream.next().await {
+            let Some(strong) = cache.upgrade() else { return };
+            match batch {
+                Ok(batch) => {
+                    batch.events.iter().for_each(|event| strong.apply(event));
+                    strong.applied.send_replace(batch.revision);
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "following the store broke off; resuming");
+                    break;
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,98 @@
+//! What every request shares.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use keelson_api::meta::GroupResource;
+use keelson_api::resources::{Resource, ResourceTable};
+use keelson_store::Store;
+use tokio::sync::Semaphore;
+
+use crate::allocate::Allocators;
+use crate::cache::WatchCache;
+use crate::extension::Extensions;
+use crate::metrics::Metrics;
+use crate::negotiate::Shape;
+use crate::present::{IncludeObject, Presenter};
+
+/// Upstream's `--max-requests-inflight`.
+const MAX_READS: usize = 400;
+/// Upstream's `--max-mutating-requests-inflight`.
+const MAX_WRITES: usize = 200;
+
+/// Answers paths that are no resources, after authorization: `None` if the path is not its own.
+pub type PathHandler = Arc<dyn Fn(&str) -> Option<http::Response<crate::extension::Body>> + Send + Sync>;
+
+/// The server's state.
+pub struct Core {
+    pub(crate) store: Arc<dyn Store>,
+    pub(crate) cache: Arc<WatchCache>,
+    pub(crate) table: ResourceTable,
+    pub(crate) extensions: Extensions,
+    pub(crate) allocators: Allocators,
+    pub(crate) metrics: Metrics,
+    pub(crate) paths: Vec<PathHandler>,
+    pub(crate) reads: Semaphore,
+    pub(crate) writes: Semaphore,
+    pub(crate) cache_task: tokio::task::JoinHandle<()>,
+}
+
+impl Core {
+    pub(crate) fn semaphores() -> (Semaphore, Semaphore) {
+        (Semaphore::new(MAX_READS), Semaphore::new(MAX_WRITES))
+    }
+
+    /// Where objects rest.
+    pub fn store(&self) -> &dyn Store {
+        &*self.store
+    }
+
+    /// What reads are served from.
+    pub fn cache(&self) -> &WatchCache {
+        &self.cache
+    }
+
+    /// The table of resources.
+    pub fn table(&self) -> &ResourceTable {
+        &self.table
+    }
+
+    /// What is plugged in.
+    pub fn extensions(&self) -> &Extensions {
+        &self.extensions
+    }
+
+    /// Pools of addresses and ports.
+    pub fn allocators(&self) -> &Allocators {
+        &self.allocators
+    }
+
+    /// Shows objects as they are, in a version.
+    pub fn presenter<'a>(&self, row: &'a Resource, version: &'a str) -> Presenter<'a> {
+        Presenter { row, version, shape: Shape::Object, include: IncludeObject::Metadata }
+    }
+
+    /// Row under which the objects of a view rest.
+    pub fn storage_row(&self, row: &Arc<Resource>) -> Arc<Resource> {
+        self.table.get(&row.storage).unwrap_or(row).clone()
+    }
+
+    /// The text of /metrics.
+    pub fn render_metrics(&self) -> Bytes {
+        self.metrics.render(self)
+    }
+
+    /// Number of stored objects by resource.
+    pub fn object_counts(&self) -> impl Iterator<Item = (GroupResource, usize)> + '_ {
+        self.table.rows().iter().filter_map(|row| {
+            let resource = row.group_resource();
+            self.cache.resource(&resource).map(|cache| (resource, cache.len()))
+        })
+    }
+}
+
+impl Drop for Core {
+    fn drop(&mut self) {
+        self.cache_task.abort();
+    }
+}

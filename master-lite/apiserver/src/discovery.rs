@@ -1,0 +1,203 @@
+//! What the server serves, as clients ask for it: `/api`, `/apis`, aggregated (apidiscovery.k8s.io/v2) or not.
+
+use http::HeaderMap;
+use keelson_api::meta::GroupVersionKind;
+use keelson_api::resources::{Resource, ResourceTable};
+use serde_json::{Value, json};
+
+use crate::negotiate;
+
+/// Content type of aggregated answers.
+pub const AGGREGATED: &str = "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList";
+
+/// True if the client takes the aggregated form.
+pub fn wants_aggregated(headers: &HeaderMap) -> bool {
+    negotiate::accepted(headers)
+        .iter()
+        .filter(|e| e.takes_json())
+        .map(|entry| {
+            entry.param("g") == Some("apidiscovery.k8s.io")
+                && entry.param("v") == Some("v2")
+                && entry.param("as") == Some("APIGroupDiscoveryList")
+        })
+        .find(|aggregated| *aggregated)
+        .is_some()
+}
+
+fn group_version(group: &str, version: &str) -> String {
+    GroupVersionKind::new(group, version, "").api_version()
+}
+
+fn rows<'t>(
+    table: &'t ResourceTable,
+    group: &'t str,
+    version: &'t str,
+) -> impl Iterator<Item = &'t Resource> {
+    table
+        .rows()
+        .iter()
+        .map(AsRef::as_ref)
+        .filter(move |row| row.group == group && row.versions.iter().any(|v| v == version))
+}
+
+/// `/api`.
+pub fn api_versions(server: &str) -> Value {
+    json!({
+        "kind": "APIVersions", "versions": ["v1"],
+        "serverAddressByClientCIDRs": [{"clientCIDR": "0.0.0.0/0", "serverAddress": server}],
+    })
+}
+
+fn api_group(group: &str, versions: &[String]) -> Value {
+    let versions: Vec<Value> =
+        versions.iter().map(|v| json!({"groupVersion": group_version(group, v), "version": v})).collect();
+    json!({"name": group, "preferredVersion": versions.first(), "versions": versions})
+}
+
+/// `/apis`.
+pub fn api_group_list(table: &ResourceTable) -> Value {
+    let groups: Vec<Value> = table
+        .groups()
+        .iter()
+        .filter(|(group, _)| !group.is_empty())
+        .map(|(group, versions)| api_group(group, versions))
+        .collect();
+    json!({"kind": "APIGroupList", "apiVersion": "v1", "groups": groups})
+}
+
+/// `/apis/GROUP`.
+pub fn api_group_at(table: &ResourceTable, group: &str) -> Option<Value> {
+    let groups = table.groups();
+    let (_, versions) = groups.iter().find(|(g, _)| g == group && !g.is_empty())?;
+    let mut value = api_group(group, versions);
+    value["kind"] = "APIGroup".into();
+    value["apiVersion"] = "v1".into();
+    Some(value)
+}
+
+/// `/api/v1` and `/apis/GROUP/VERSION`.
+pub fn api_resource_list(table: &ResourceTable, group: &str, version: &str) -> Option<Value> {
+    let mut resources = Vec::new();
+    for row in rows(table, group, version) {
+        let mut entry = json!({
+            "name": row.plural, "singularName": row.singular, "namespaced": row.namespaced,
+            "kind": row.kind, "verbs": row.verbs,
+        });
+        if !row.short_names.is_empty() {
+            entry["shortNames"] = json!(row.short_names);
+        }
+        if !row.categories.is_empty() {
+            entry["categories"] = json!(row.categories);
+        }
+        if !row.is_virtual {
+            entry["storageVersionHash"] =
+                hash(&format!("{}/{}/{}", row.group, row.storage_version, row.kind)).into();
+        }
+        resources.push(entry);
+        for sub in &row.subresources {
+            let mut entry = json!({
+                "name": format!("{}/{}", row.plural, sub.name), "singularName": "",
+                "namespaced": row.namespaced, "kind": sub.kind.kind, "verbs": sub.verbs,
+            });
+            if sub.kind.group != group || sub.kind.version != version {
+                entry["group"] = sub.kind.group.as_str().into();
+                entry["version"] = sub.kind.version.as_str().into();
+            }
+            resources.push(entry);
+        }
+    }
+    if resources.is_empty() {
+        return None;
+    }
+    resources.sort_by(|a, b| a["name"].as_str().cmp(&b["name"].as_str()));
+    Some(json!({
+        "kind": "APIResourceList", "apiVersion": "v1",
+        "groupVersion": group_version(group, version), "resources": resources,
+    }))
+}
+
+/// `/api` (`core`) or `/apis` in the aggregated form.
+pub fn aggregated(table: &ResourceTable, core: bool) -> Value {
+    let items: Vec<Value> = table
+        .groups()
+        .iter()
+        .filter(|(group, _)| group.is_empty() == core)
+        .map(|(group, versions)| {
+            let versions: Vec<Value> = versions
+                .iter()
+                .map(|version| {
+                    let resources: Vec<Value> =
+                        rows(table, group, version).map(|row| resource_discovery(row, version)).collect();
+                    json!({"version": version, "resources": resources, "freshness": "Current"})
+                })
+                .collect();
+            let metadata = if core { json!({}) } else { json!({"name": group}) };
+            json!({"metadata": metadata, "versions": versions})
+        })
+        .collect();
+    json!({
+        "kind": "APIGroupDiscoveryList", "apiVersion": "apidiscovery.k8s.io/v2",
+        "metadata": {}, "items": items,
+    })
+}
+
+fn response_kind(gvk: &GroupVersionKind) -> Value {
+    json!({"group": gvk.group, "version": gvk.version, "kind": gvk.kind})
+}
+
+fn resource_discovery(row: &Resource, version: &str) -> Value {
+    let mut entry = json!({
+        "resource": row.plural, "responseKind": response_kind(&row.gvk(version)),
+        "scope": if row.namespaced { "Namespaced" } else { "Cluster" },
+        "singularResource": row.singular, "verbs": row.verbs,
+    });
+    if !row.short_names.is_empty() {
+        entry["shortNames"] = json!(row.short_names);
+    }
+    if !row.categories.is_empty() {
+        entry["categories"] = json!(row.categories);
+    }
+    if !row.subresources.is_empty() {
+        entry["subresources"] = row
+            .subresources
+            .iter()
+            .map(|sub| {
+                json!({"subresource": sub.name, "responseKind": response_kind(&sub.kind), "verbs": sub.verbs})
+            })
+            .collect();
+    }
+    entry
+}
+
+/// A short stable hash, as upstream's storageVersionHash: 8 bytes of SHA-256 in base64.
+fn hash(text: &str) -> String {
+    use base64::Engine as _;
+    use sha2::Digest as _;
+    base64::engine::general_purpose::STANDARD.encode(&sha2::Sha256::digest(text.as_bytes())[..8])
+}
+
+/// A strong ETag of a body.
+pub fn etag(body: &[u8]) -> String {
+    use sha2::Digest as _;
+    let digest = sha2::Sha512::digest(body);
+    let hex: String = digest.iter().map(|b| format!("{b:02X}")).collect();
+    format!("\"{hex}\"")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn both_forms_know_deployments() {
+        let table = ResourceTable::builtin();
+        let list = api_resource_list(&table, "apps", "v1").unwrap();
+        let names: Vec<_> =
+            list["resources"].as_array().unwrap().iter().filter_map(|r| r["name"].as_str()).collect();
+        assert!(names.contains(&"deployments") && names.contains(&"deployments/scale"));
+        assert!(api_resource_list(&table, "apps", "v2").is_none());
+        let all = aggregated(&table, false);
+        assert_eq!(all["items"][0]["metadata"]["name"], "apps");
+        assert_eq!(aggregated(&table, true)["items"].as_array().unwrap().len(), 1);
+    }
+}

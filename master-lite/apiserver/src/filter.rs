@@ -1,0 +1,108 @@
+//! What a list or watch selects.
+
+use std::collections::BTreeMap;
+
+use keelson_api::resources::Resource;
+use keelson_api::resources::selector::{FieldSelector, LabelSelector};
+use serde_json::Value;
+
+use crate::cache::CachedObject;
+use crate::status::{Result, StatusError};
+
+/// Namespace, name, labels and fields that objects must have.
+#[derive(Debug, Clone, Default)]
+pub struct Filter {
+    /// Only this namespace.
+    pub namespace: Option<String>,
+    labels: LabelSelector,
+    fields: FieldSelector,
+    /// Places of the fields in [`CachedObject::fields`], by name.
+    places: BTreeMap<String, usize>,
+}
+
+impl Filter {
+    /// Reads the selectors of a request for `row` (a view) whose objects are stored as `storage`.
+    pub fn new(
+        row: &Resource,
+        storage: &Resource,
+        namespace: Option<String>,
+        label_selector: &str,
+        field_selector: &str,
+    ) -> Result<Self> {
+        let labels = LabelSelector::parse(label_selector).map_err(|e| {
+            StatusError::bad_request(format!(
+                "unable to parse requirement: {}",
+                e.to_string().trim_start_matches("unable to parse requirement: ")
+            ))
+        })?;
+        let fields =
+            FieldSelector::parse(field_selector).map_err(|e| StatusError::bad_request(e.to_string()))?;
+        let mut places = BTreeMap::new();
+        for field in fields.fields() {
+            if matches!(field, "metadata.name" | "metadata.namespace") {
+                continue;
+            }
+            let path = row.selectable_fields.iter().find(|f| f.name == field).map(|f| &f.path);
+            let place = path.and_then(|path| storage.selectable_fields.iter().position(|f| f.path == *path));
+            let Some(place) = place else {
+                return Err(StatusError::bad_request(format!("field label not supported: {field}")));
+            };
+            places.insert(field.to_owned(), place);
+        }
+        Ok(Self { namespace, labels, fields, places })
+    }
+
+    /// Restricts to one name, for a watch on `/resource/name`.
+    #[must_use]
+    pub fn with_name(mut self, name: &str) -> Self {
+        let selector = format!("metadata.name={}", name.replace(['\\', ',', '='], ""));
+        if let Ok(fields) = FieldSelector::parse(&selector) {
+            self.fields = fields;
+        }
+        self
+    }
+
+    /// True if everything in the namespace is selected.
+    pub fn is_everything(&self) -> bool {
+        self.labels.is_empty() && self.fields.is_empty()
+    }
+
+    /// The one name that can match, if the selector names one.
+    pub fn name(&self) -> Option<&str> {
+        self.fields.required("metadata.name")
+    }
+
+    /// Looks at one object.
+    pub fn matches(&self, object: &CachedObject) -> bool {
+        self.namespace.as_ref().is_none_or(|ns| *ns == object.namespace)
+            && self.labels.matches(&object.labels)
+            && self.fields.matches(|field| match field {
+                "metadata.name" => object.name.clone(),
+                "metadata.namespace" => object.namespace.clone(),
+                other => self
+                    .places
+                    .get(other)
+                    .and_then(|place| object.fields.get(*place))
+                    .map_or_else(String::new, |value| value.to_string()),
+            })
+    }
+}
+
+/// Values of a row's selectable fields, as selectors compare them.
+pub fn selectable_values(storage: &Resource, object: &Value) -> Box<[Box<str>]> {
+    storage
+        .selectable_fields
+        .iter()
+        .map(|field| {
+            let mut at = object;
+            for key in field.path.split('.') {
+                at = &at[key];
+            }
+            match at {
+                Value::Null => field.absent.into(),
+                Value::String(text) => text.as_str().into(),
+                other => other.to_string().into(),
+            }
+        })
+        .collect()
+}

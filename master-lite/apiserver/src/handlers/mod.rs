@@ -1,0 +1,226 @@
+//! From a request to an answer: authenticate, authorize, limit, dispatch.
+
+mod collection;
+mod nonresource;
+mod object;
+mod special;
+mod watch;
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::{Bytes, BytesMut};
+use futures::future::BoxFuture;
+use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, header};
+use http_body_util::BodyExt as _;
+use keelson_api::resources::Resource;
+use serde_json::Value;
+
+use crate::core::Core;
+use crate::extension::{
+    AuthorizerAttributes, Body, Decision, InProcessUser, RequestContext, RequestInfo, UserInfo, full_body,
+};
+use crate::negotiate;
+use crate::options::Query;
+use crate::present::{IncludeObject, Presenter};
+use crate::request_info::parse_query;
+use crate::status::{Result, StatusError};
+
+/// Most bytes of a request's body, as upstream has it.
+const BODY_LIMIT: usize = 3 * 1024 * 1024;
+/// Upstream's `--request-timeout`.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// A request past authentication and authorization.
+#[derive(Clone)]
+pub(crate) struct Call {
+    pub(crate) core: Arc<Core>,
+    pub(crate) info: RequestInfo,
+    pub(crate) user: UserInfo,
+    pub(crate) query: Query,
+    pub(crate) headers: HeaderMap,
+}
+
+/// Answers one request. Never fails: errors are Status answers.
+///
+/// Boxed, so that the depth of the request path's types ends here.
+pub fn handle(core: Arc<Core>, request: Request<Body>) -> BoxFuture<'static, Response<Body>> {
+    Box::pin(answer(core, request))
+}
+
+async fn answer(core: Arc<Core>, request: Request<Body>) -> Response<Body> {
+    let started = Instant::now();
+    let info = RequestInfo::parse(request.method(), request.uri().path(), request.uri().query());
+    let known =
+        info.is_resource_request && core.table.find(&info.group, &info.version, &info.resource).is_some();
+    let observed = info.clone();
+    let response = match run(core.clone(), info, request).await {
+        Ok(response) => response,
+        Err(error) => status_response(&error),
+    };
+    core.metrics.observe(&observed, known, response.status().as_u16(), started.elapsed());
+    response
+}
+
+async fn run(core: Arc<Core>, info: RequestInfo, request: Request<Body>) -> Result<Response<Body>> {
+    let (mut parts, body) = request.into_parts();
+    let user = match parts.extensions.remove::<InProcessUser>() {
+        Some(InProcessUser(user)) => user,
+        None => {
+            core.extensions.authenticator.authenticate(&parts).await?.ok_or_else(StatusError::unauthorized)?
+        }
+    };
+    let attributes = AuthorizerAttributes::from_request(&user, &info);
+    match core.extensions.authorizer.authorize(&attributes).await {
+        Decision::Allow => {}
+        Decision::Deny(why) | Decision::NoOpinion(why) => return Err(refusal(&user, &info, &why)),
+    }
+    let query = Query(parts.uri.query().map(parse_query).unwrap_or_default());
+    let call = Call { core: core.clone(), info, user, query, headers: parts.headers.clone() };
+    let request = Request::from_parts(parts, body);
+
+    let watch = call.info.verb == "watch";
+    let connect = special::connector(&call).is_some();
+    if watch || connect {
+        return call.dispatch(request).await;
+    }
+    let pool = match *request.method() {
+        http::Method::GET | http::Method::HEAD => &core.reads,
+        _ => &core.writes,
+    };
+    let _permit = pool
+        .try_acquire()
+        .map_err(|_full| StatusError::too_many_requests("too many requests, please try again later", 1))?;
+    match tokio::time::timeout(REQUEST_TIMEOUT, call.dispatch(request)).await {
+        Ok(result) => result,
+        Err(_elapsed) => Err(StatusError::timeout("request did not complete within the allotted timeout")),
+    }
+}
+
+/// A 403 in upstream's words.
+fn refusal(user: &UserInfo, info: &RequestInfo, why: &str) -> StatusError {
+    let mut text = if info.is_resource_request {
+        let resource = if info.subresource.is_empty() {
+            info.resource.clone()
+        } else {
+            format!("{}/{}", info.resource, info.subresource)
+        };
+        let place = if info.namespace.is_empty() {
+            "at the cluster scope".to_owned()
+        } else {
+            format!("in the namespace \"{}\"", info.namespace)
+        };
+        format!(
+            "User \"{}\" cannot {} resource \"{resource}\" in API group \"{}\" {place}",
+            user.name, info.verb, info.group
+        )
+    } else {
+        format!("User \"{}\" cannot {} path \"{}\"", user.name, info.verb, info.path)
+    };
+    if !why.is_empty() {
+        text = format!("{text}: {why}");
+    }
+    let resource = keelson_api::meta::GroupResource::new(&info.group, &info.resource);
+    StatusError::forbidden(&resource, &info.name, text)
+}
+
+impl Call {
+    async fn dispatch(self, request: Request<Body>) -> Result<Response<Body>> {
+        if !self.info.is_resource_request {
+            return nonresource::answer(&self, request.method());
+        }
+        let Some(row) = self.core.table.find(&self.info.group, &self.info.version, &self.info.resource)
+        else {
+            return Ok(nonresource::no_such_page());
+        };
+        let row = row.clone();
+        // A namespace where there may be none, or none where one must be, is another path altogether.
+        let has_namespace = !self.info.namespace.is_empty();
+        let all_namespaces = matches!(self.info.verb.as_str(), "list" | "watch");
+        if (row.namespaced && !has_namespace && !all_namespaces && !row.is_virtual)
+            || (!row.namespaced && has_namespace && self.info.resource != "namespaces")
+        {
+            return Ok(nonresource::no_such_page());
+        }
+        special::route(&self, &row, request).await
+    }
+
+    /// The view in the form the client wants.
+    pub(crate) fn presenter<'a>(&'a self, row: &'a Resource) -> Result<Presenter<'a>> {
+        let include = IncludeObject::parse(self.query.get("includeObject"))
+            .ok_or_else(|| StatusError::bad_request("includeObject: Unsupported value: supported values: \"\", \"Metadata\", \"None\", \"Object\""))?;
+        Ok(Presenter { row, version: &self.info.version, shape: negotiate::shape(&self.headers)?, include })
+    }
+
+    /// Namespace for keys: empty for cluster-scoped resources (where the parser puts a namespace's own name).
+    pub(crate) fn namespace<'a>(&'a self, row: &Resource) -> &'a str {
+        if row.namespaced { &self.info.namespace } else { "" }
+    }
+
+    pub(crate) fn context(&self, dry_run: bool) -> RequestContext {
+        RequestContext {
+            info: self.info.clone(),
+            user: self.user.clone(),
+            query: self.query.0.clone(),
+            dry_run,
+        }
+    }
+
+    pub(crate) fn content_type(&self) -> &str {
+        self.headers.get(header::CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or("application/json")
+    }
+}
+
+/// Reads a whole body within the limit.
+pub(crate) async fn read_body(mut body: Body) -> Result<Bytes> {
+    let mut whole = BytesMut::new();
+    while let Some(frame) = body.frame().await {
+        let frame =
+            frame.map_err(|error| StatusError::bad_request(format!("error reading the body: {error}")))?;
+        if let Some(data) = frame.data_ref() {
+            if whole.len() + data.len() > BODY_LIMIT {
+                return Err(StatusError::too_large(BODY_LIMIT));
+            }
+            whole.extend_from_slice(data);
+        }
+    }
+    Ok(whole.freeze())
+}
+
+/// A JSON answer.
+pub(crate) fn json_response(code: StatusCode, body: impl Into<Bytes>) -> Response<Body> {
+    let mut response = Response::new(full_body(body));
+    *response.status_mut() = code;
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache, private"));
+    response
+}
+
+/// A JSON answer of a tree.
+pub(crate) fn value_response(code: StatusCode, value: &Value) -> Response<Body> {
+    json_response(code, value.to_string())
+}
+
+/// Adds `Warning` headers (RFC 7234 section 5.5, agent `-`, code 299).
+pub(crate) fn add_warnings(response: &mut Response<Body>, warnings: &[String]) {
+    for warning in warnings {
+        let text = warning.replace('\\', "\\\\").replace('"', "\\\"").replace(['\n', '\r'], " ");
+        if let Ok(value) = HeaderValue::from_str(&format!("299 - \"{text}\"")) {
+            response.headers_mut().append(header::WARNING, value);
+        }
+    }
+}
+
+/// An error as an answer.
+pub fn status_response(error: &StatusError) -> Response<Body> {
+    let code = StatusCode::from_u16(error.code).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    let mut response = value_response(code, &error.to_value());
+    if let Some(seconds) = error.retry_after_seconds() {
+        response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+    }
+    if error.code == 401 {
+        response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+    }
+    response
+}

@@ -1,0 +1,149 @@
+//! get, create, update, patch, delete of one object.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::{Response, StatusCode};
+use keelson_api::resources::Resource;
+use serde_json::{Value, json};
+
+use super::{Call, add_warnings, json_response, value_response};
+use crate::delete::{Delete, Deleted};
+use crate::extension::Body;
+use crate::options::{DeleteOptions, WriteOptions};
+use crate::status::{Result, StatusError};
+use crate::wire::{self, PatchType};
+use crate::write::{Write, Written};
+
+impl Call {
+    /// The write path for this request.
+    pub(crate) fn write<'a>(&'a self, row: &'a Arc<Resource>) -> Result<Write<'a>> {
+        Ok(Write {
+            core: &self.core,
+            row,
+            version: &self.info.version,
+            namespace: self.namespace(row),
+            subresource: &self.info.subresource,
+            user: self.user.clone(),
+            options: WriteOptions::parse(&self.query)?,
+        })
+    }
+
+    /// Waits until reads may be answered, by `resourceVersion`.
+    pub(crate) async fn wait_for_version(&self) -> Result<()> {
+        match self.query.resource_version()? {
+            None => self.core.cache.wait_newest().await,
+            Some(0) => Ok(()),
+            Some(version) => self.core.cache.wait(version).await,
+        }
+    }
+
+    /// GET of one object.
+    pub(crate) async fn get(&self, row: &Arc<Resource>) -> Result<Response<Body>> {
+        let presenter = self.presenter(row)?;
+        self.wait_for_version().await?;
+        let cache = self.core.cache.resource(&row.storage);
+        let object = cache
+            .and_then(|cache| cache.get(self.namespace(row), &self.info.name))
+            .ok_or_else(|| StatusError::not_found(&row.group_resource(), &self.info.name))?;
+        Ok(json_response(StatusCode::OK, presenter.object(&object, true)))
+    }
+
+    /// POST of a new object.
+    pub(crate) async fn create(&self, row: &Arc<Resource>, body: Bytes) -> Result<Response<Body>> {
+        let write = self.write(row)?;
+        let gvk = row.gvk(&self.info.version);
+        let (object, warnings) = wire::decode(self.content_type(), &body, &gvk, write.options.validation)?;
+        let written = write.create(object, warnings).await?;
+        self.written(row, written)
+    }
+
+    /// PUT.
+    pub(crate) async fn update(&self, row: &Arc<Resource>, body: Bytes) -> Result<Response<Body>> {
+        let write = self.write(row)?;
+        let gvk = row.gvk(&self.info.version);
+        let (object, warnings) = wire::decode(self.content_type(), &body, &gvk, write.options.validation)?;
+        let name = &self.info.name;
+        let make = |_: &Value| Ok((object.clone(), warnings.clone()));
+        let result = write.update(name, &make).await;
+        match result {
+            Err(error)
+                if error.code == 404
+                    && self.info.subresource.is_empty()
+                    && row.strategy.allow_create_on_update() =>
+            {
+                let mut object = object;
+                let has_version = object["metadata"]["resourceVersion"].as_str().unwrap_or_default();
+                if !matches!(has_version, "" | "0") {
+                    return Err(error);
+                }
+                if let Some(meta) = crate::stored::metadata_mut(&mut object) {
+                    meta.remove("resourceVersion");
+                    meta.insert("name".to_owned(), name.as_str().into());
+                }
+                self.written(row, write.create(object, warnings).await?)
+            }
+            other => self.written(row, other?),
+        }
+    }
+
+    /// PATCH.
+    pub(crate) async fn patch(&self, row: &Arc<Resource>, body: Bytes) -> Result<Response<Body>> {
+        let kind = PatchType::from_content_type(self.content_type())?;
+        let patch = wire::parse_patch(&body)?;
+        let write = self.write(row)?;
+        let gvk = row.gvk(&self.info.version);
+        let validation = write.options.validation;
+        let make = |current: &Value| {
+            let mut object = wire::patch(kind, &gvk, current, &patch)?;
+            let warnings = wire::normalize(&gvk, &mut object, validation)?;
+            Ok((object, warnings))
+        };
+        let written = write.update(&self.info.name, &make).await?;
+        self.written(row, written)
+    }
+
+    fn written(&self, row: &Resource, written: Written) -> Result<Response<Body>> {
+        let code = if written.created { StatusCode::CREATED } else { StatusCode::OK };
+        let value = self.presenter(row)?.value(written.object, true);
+        let mut response = value_response(code, &value);
+        add_warnings(&mut response, &written.warnings);
+        Ok(response)
+    }
+
+    /// The delete path for this request.
+    pub(crate) fn deletion<'a>(&'a self, row: &'a Arc<Resource>, body: &Bytes) -> Result<Delete<'a>> {
+        let body = if body.is_empty() {
+            None
+        } else {
+            Some(wire::decode_delete_options(self.content_type(), body)?)
+        };
+        Ok(Delete {
+            core: &self.core,
+            row,
+            version: &self.info.version,
+            namespace: self.namespace(row),
+            user: self.user.clone(),
+            options: DeleteOptions::parse(&self.query, body.as_ref())?,
+        })
+    }
+
+    /// DELETE of one object.
+    pub(crate) async fn delete(&self, row: &Arc<Resource>, body: Bytes) -> Result<Response<Body>> {
+        let deletion = self.deletion(row, &body)?;
+        let value = match deletion.run(&self.info.name).await? {
+            Deleted::Pending(object) => self.presenter(row)?.value(object, true),
+            // Pods come back as they were, as upstream's store is set up for them.
+            Deleted::Gone(object) if row.plural == "pods" => self.presenter(row)?.value(object, true),
+            Deleted::Gone(object) => {
+                let mut details =
+                    json!({"name": self.info.name, "kind": row.plural, "uid": object["metadata"]["uid"]});
+                if !row.group.is_empty() {
+                    details["group"] = row.group.as_str().into();
+                }
+                json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "details": details})
+            }
+        };
+        Ok(value_response(StatusCode::OK, &value))
+    }
+}

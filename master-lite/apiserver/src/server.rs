@@ -1,0 +1,227 @@
+//! Putting the server together, and serving it.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use http::{Request, Response};
+use http_body_util::BodyExt as _;
+use keelson_api::meta::GroupResource;
+use keelson_api::resources::ResourceTable;
+use keelson_store::{EmbeddedStore, Options, Store, StoreError};
+use tokio_util::sync::CancellationToken;
+
+use crate::allocate::Allocators;
+use crate::auth::{self, AuthConfig, AuthError};
+use crate::cache::WatchCache;
+use crate::core::{Core, PathHandler};
+use crate::extension::{Body, BoxError, Extensions, InProcessUser, ServerHandles, UserInfo};
+use crate::metrics::Metrics;
+use crate::{bootstrap, handlers, serve};
+
+/// Where objects are kept.
+#[derive(Debug, Clone)]
+pub enum StoreConfig {
+    /// The embedded engine in this file.
+    Embedded(PathBuf),
+}
+
+/// Settings of [`Server::build`].
+pub struct Config {
+    /// Where objects are kept.
+    pub store: StoreConfig,
+    /// Network of cluster IPs; its first address is the `kubernetes` Service's, its tenth kube-dns's.
+    pub service_cidr: ipnet::Ipv4Net,
+    /// Address at which nodes and pods reach this server.
+    pub advertise_address: std::net::IpAddr,
+    /// Port of the same.
+    pub advertise_port: u16,
+    /// Addresses to bind.
+    pub listen: Vec<SocketAddr>,
+    /// Sockets that are bound already (LISTEN_FDS).
+    pub listeners: Vec<std::net::TcpListener>,
+    /// Authentication, keys and certificates.
+    pub auth: AuthConfig,
+}
+
+/// Why a server couldn't be built or served.
+#[derive(Debug, thiserror::Error)]
+pub enum ServerError {
+    /// The store.
+    #[error("opening the store")]
+    Store(#[from] StoreError),
+    /// Keys, certificates, tokens.
+    #[error(transparent)]
+    Auth(#[from] AuthError),
+    /// The built-in namespaces, Services or roles.
+    #[error("making the objects that every cluster has")]
+    Bootstrap(#[source] BoxError),
+    /// A socket.
+    #[error("listening on {address}")]
+    Listen {
+        /// Where.
+        address: String,
+        /// Why not.
+        #[source]
+        source: std::io::Error,
+    },
+    /// Certificates for the socket.
+    #[error(transparent)]
+    Tls(#[from] crate::pki::PkiError),
+}
+
+/// A built server: it answers clients in this process at once and the network once [`Server::serve`] runs.
+#[derive(Clone)]
+pub struct Server {
+    core: Arc<Core>,
+}
+
+impl Server {
+    /// Opens the store, fills the watch cache, plugs authentication in, and makes the objects that every cluster
+    /// has. Returns what [`Server::serve`] needs besides.
+    pub async fn build(config: Config) -> Result<(Self, Serving), ServerError> {
+        let StoreConfig::Embedded(path) = &config.store;
+        let store: Arc<dyn Store> = Arc::new(EmbeddedStore::open(Options::new(path)).await?);
+        let tls = config.auth.pki.server_tls()?;
+        let parts = Parts::start(store).await?;
+        let stack = auth::build(&config.auth, &parts.handles())?;
+        let documents = stack.openid.clone();
+        let paths: Vec<PathHandler> = vec![Arc::new(move |path: &str| documents.respond(path))];
+        let server = parts.finish(stack.extensions(), config.service_cidr, paths);
+        bootstrap::namespaces(&server.admin_client()).await.map_err(ServerError::Bootstrap)?;
+        crate::authz::reconcile::reconcile_policy(&server.admin_client())
+            .await
+            .map_err(|error| ServerError::Bootstrap(error.into()))?;
+        let cluster = bootstrap::Cluster {
+            advertise_address: config.advertise_address,
+            advertise_port: config.advertise_port,
+            service_cidr: config.service_cidr,
+        };
+        bootstrap::services(&server.admin_client(), &cluster).await.map_err(ServerError::Bootstrap)?;
+        let serving =
+            Serving { listen: config.listen, listeners: config.listeners, tls: Arc::new(tls), cluster };
+        Ok((server, serving))
+    }
+}
+
+/// What is there before the extensions are.
+struct Parts {
+    store: Arc<dyn Store>,
+    table: ResourceTable,
+    cache: Arc<WatchCache>,
+    cache_task: tokio::task::JoinHandle<()>,
+}
+
+impl Parts {
+    async fn start(store: Arc<dyn Store>) -> Result<Self, ServerError> {
+        let table = ResourceTable::builtin();
+        let (cache, cache_task) = WatchCache::start(store.clone(), &table).await?;
+        let newest = store.current_revision().await?;
+        cache.wait(newest).await.map_err(|error| ServerError::Bootstrap(error.into()))?;
+        Ok(Self { store, table, cache, cache_task })
+    }
+
+    fn handles(&self) -> ServerHandles {
+        ServerHandles { reader: self.cache.clone() }
+    }
+
+    fn finish(self, extensions: Extensions, service_cidr: ipnet::Ipv4Net, paths: Vec<PathHandler>) -> Server {
+        let allocators = Allocators::new(service_cidr);
+        if let Some(services) = self.cache.resource(&GroupResource::new("", "services")) {
+            let stored: Vec<_> = services.snapshot(None).iter().map(|s| s.parse()).collect();
+            allocators.restore(stored.iter());
+        }
+        let (reads, writes) = Core::semaphores();
+        let core = Core {
+            store: self.store,
+            cache: self.cache,
+            table: self.table,
+            extensions,
+            allocators,
+            metrics: Metrics::default(),
+            paths,
+            reads,
+            writes,
+            cache_task: self.cache_task,
+        };
+        Server { core: Arc::new(core) }
+    }
+}
+
+impl Server {
+    /// A server over any store where everyone may do everything, without the built-in objects. For tests only.
+    pub async fn for_tests(store: Arc<dyn Store>, service_cidr: ipnet::Ipv4Net) -> Result<Self, ServerError> {
+        let parts = Parts::start(store).await?;
+        Ok(parts.finish(Extensions::allow_everything_for_tests(), service_cidr, Vec::new()))
+    }
+
+    /// What requests share.
+    pub fn core(&self) -> &Arc<Core> {
+        &self.core
+    }
+
+    /// Answers one request, wherever it came from.
+    pub async fn handle(&self, request: Request<Body>) -> Response<Body> {
+        handlers::handle(self.core.clone(), request).await
+    }
+
+    /// A client in this process that acts as `user`, without a socket. Authorization and admission apply.
+    pub fn client_for(&self, user: UserInfo) -> kube::Client {
+        let core = self.core.clone();
+        let service = tower::service_fn(move |request: Request<kube::client::Body>| {
+            let core = core.clone();
+            let user = user.clone();
+            async move {
+                let mut request = request.map(|body| body.map_err(BoxError::from).boxed_unsync());
+                request.extensions_mut().insert(InProcessUser(user));
+                Ok::<_, BoxError>(handlers::handle(core, request).await)
+            }
+        });
+        kube::Client::new(service, "default")
+    }
+
+    /// A client in this process in `system:masters`.
+    pub fn admin_client(&self) -> kube::Client {
+        self.client_for(UserInfo::apiserver())
+    }
+
+    /// Serves the network until `shutdown`, then lets running requests end.
+    pub async fn serve(&self, serving: Serving, shutdown: CancellationToken) -> Result<(), ServerError> {
+        let mut sockets = Vec::new();
+        let failed = |address: String| move |source| ServerError::Listen { address, source };
+        for address in &serving.listen {
+            let socket = tokio::net::TcpListener::bind(address).await.map_err(failed(address.to_string()))?;
+            sockets.push(socket);
+        }
+        for listener in serving.listeners {
+            listener.set_nonblocking(true).map_err(failed("an inherited socket".to_owned()))?;
+            let socket = tokio::net::TcpListener::from_std(listener)
+                .map_err(failed("an inherited socket".to_owned()))?;
+            sockets.push(socket);
+        }
+        let reconcile = bootstrap::keep(self.admin_client(), serving.cluster.clone(), shutdown.clone());
+        let reconcile = tokio::spawn(reconcile);
+        let mut accepting = tokio::task::JoinSet::new();
+        for socket in sockets {
+            if let Ok(address) = socket.local_addr() {
+                tracing::info!(%address, "serving the Kubernetes API");
+            }
+            accepting.spawn(serve::accept(self.core.clone(), socket, serving.tls.clone(), shutdown.clone()));
+        }
+        while accepting.join_next().await.is_some() {}
+        reconcile.abort();
+        Ok(())
+    }
+}
+
+/// What [`Server::serve`] needs.
+pub struct Serving {
+    /// Addresses to bind.
+    pub listen: Vec<SocketAddr>,
+    /// Sockets that are bound already.
+    pub listeners: Vec<std::net::TcpListener>,
+    /// Certificates.
+    pub tls: Arc<rustls::ServerConfig>,
+    /// What the `kubernetes` Service says.
+    pub cluster: bootstrap::Cluster,
+}

@@ -1,0 +1,101 @@
+//! The one place where the request path meets the schema tree: bodies, patches, defaults.
+
+use keelson_api::codec::{self, MediaType};
+use keelson_api::meta::GroupVersionKind;
+use keelson_api::patch::{self, PatchError};
+use serde_json::Value;
+
+pub use keelson_api::codec::FieldValidation;
+
+use crate::status::{Result, StatusError};
+
+/// Media types of bodies, for 415 messages.
+const READ: &[&str] = &["application/json", "application/yaml", "application/vnd.kubernetes.protobuf"];
+
+/// How a patch is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PatchType {
+    /// RFC 6902.
+    Json,
+    /// RFC 7386.
+    Merge,
+    /// Kubernetes' own, by patch strategies of the schema.
+    Strategic,
+}
+
+impl PatchType {
+    /// By `Content-Type`; server-side apply is refused until there are managed fields.
+    pub fn from_content_type(header: &str) -> Result<Self> {
+        match header.split(';').next().unwrap_or_default().trim() {
+            "application/json-patch+json" => Ok(Self::Json),
+            "application/merge-patch+json" => Ok(Self::Merge),
+            "application/strategic-merge-patch+json" => Ok(Self::Strategic),
+            _ => Err(StatusError::unsupported_media_type(&[
+                "application/json-patch+json",
+                "application/merge-patch+json",
+                "application/strategic-merge-patch+json",
+            ])),
+        }
+    }
+}
+
+fn media_type(content_type: &str) -> Result<MediaType> {
+    MediaType::from_content_type(content_type).ok_or_else(|| StatusError::unsupported_media_type(READ))
+}
+
+/// Reads a body that must be an object of a kind. Returns it normalized, with warnings.
+pub fn decode(
+    content_type: &str,
+    body: &[u8],
+    expect: &GroupVersionKind,
+    validation: FieldValidation,
+) -> Result<(Value, Vec<String>)> {
+    let decoded = codec::decode(media_type(content_type)?, body, expect, validation)
+        .map_err(|error| StatusError::bad_request(error.status_message(expect)))?;
+    Ok((decoded.object, decoded.warnings))
+}
+
+/// Reads `DeleteOptions`, which every group and version takes as its own.
+pub fn decode_delete_options(content_type: &str, body: &[u8]) -> Result<Value> {
+    let expect = GroupVersionKind::new("meta.k8s.io", "v1", "DeleteOptions");
+    Ok(decode(content_type, body, &expect, FieldValidation::Ignore)?.0)
+}
+
+/// Reads the text of a patch.
+pub fn parse_patch(body: &[u8]) -> Result<Value> {
+    serde_json::from_slice(body)
+        .map_err(|error| StatusError::bad_request(format!("error decoding patch: {error}")))
+}
+
+/// Checks and prunes an object that a patch has made.
+pub fn normalize(
+    gvk: &GroupVersionKind,
+    object: &mut Value,
+    validation: FieldValidation,
+) -> Result<Vec<String>> {
+    codec::normalize_object(gvk, object, validation)
+        .map_err(|error| StatusError::bad_request(error.status_message(gvk)))
+}
+
+/// Fills the schema's defaults.
+pub fn apply_defaults(gvk: &GroupVersionKind, object: &mut Value) {
+    keelson_api::defaults::apply(gvk, object);
+}
+
+/// Applies a patch to an object.
+pub fn patch(kind: PatchType, gvk: &GroupVersionKind, current: &Value, patch: &Value) -> Result<Value> {
+    let patched = match kind {
+        PatchType::Json => patch::json_patch(current, patch),
+        PatchType::Merge => patch::merge_patch(current, patch),
+        PatchType::Strategic => patch::strategic(gvk, current, patch),
+    };
+    patched.map_err(|error: PatchError| {
+        let reason = match error.status() {
+            400 => "BadRequest",
+            413 => "RequestEntityTooLarge",
+            422 => "Invalid",
+            _ => "InternalError",
+        };
+        StatusError::new(error.status(), reason, error.to_string())
+    })
+}

@@ -1,0 +1,387 @@
+//! The API as clients see it, without a socket: CRUD, conflicts, watches, selectors, pages, tables, discovery,
+//! deletion.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::Request;
+use http_body_util::BodyExt as _;
+use keelson_apiserver::Server;
+use keelson_apiserver::extension::full_body;
+use keelson_store::{EmbeddedStore, Options};
+use serde_json::{Value, json};
+
+struct Fixture {
+    server: Server,
+    _dir: tempfile::TempDir,
+}
+
+impl Fixture {
+    async fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let store = EmbeddedStore::open(Options::new(dir.path().join("store.redb"))).await.unwrap();
+        let server = Server::for_tests(Arc::new(store), "10.96.0.0/16".parse().unwrap()).await.unwrap();
+        let fixture = Self { server, _dir: dir };
+        fixture.send("POST", "/api/v1/namespaces", "", json!({"metadata": {"name": "a"}})).await;
+        fixture
+    }
+
+    /// `headers` is `key: value` lines. Returns code and body.
+    async fn send(&self, method: &str, path: &str, headers: &str, body: Value) -> (u16, Value) {
+        let mut request = Request::builder().method(method).uri(path);
+        for line in headers.lines() {
+            let (key, value) = line.split_once(": ").unwrap();
+            request = request.header(key, value);
+        }
+        let body = if body.is_null() { String::new() } else { body.to_string() };
+        let response = self.server.handle(request.body(full_body(body)).unwrap()).await;
+        let code = response.status().as_u16();
+        let bytes = response.into_body().collect().await.unwrap().to_bytes();
+        let value = serde_json::from_slice(&bytes)
+            .unwrap_or_else(|_| Value::from(String::from_utf8_lossy(&bytes).into_owned()));
+        (code, value)
+    }
+
+    async fn get(&self, path: &str) -> Value {
+        let (code, value) = self.send("GET", path, "", Value::Null).await;
+        assert_eq!(code, 200, "{path}: {value}");
+        value
+    }
+
+    async fn create(&self, path: &str, object: Value) -> Value {
+        let (code, value) = self.send("POST", path, "", object).await;
+        assert_eq!(code, 201, "{path}: {value}");
+        value
+    }
+
+    async fn config_map(&self, name: &str, labels: Value) -> Value {
+        let object = json!({"metadata": {"name": name, "labels": labels}, "data": {"k": "v"}});
+        self.create(CONFIG_MAPS, object).await
+    }
+
+    /// Frames of a watch until there are `count` of them.
+    async fn watch(&self, path: &str, count: usize) -> Vec<(String, Value)> {
+        let request = Request::builder().uri(path).body(full_body("")).unwrap();
+        let mut body = self.server.handle(request).await.into_body();
+        let mut text = Vec::new();
+        let read = async {
+            while text.iter().filter(|b| **b == b'\n').count() < count {
+                let Some(frame) = body.frame().await else { break };
+                text.extend_from_slice(&frame.unwrap().into_data().unwrap());
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(10), read).await.expect("frames in time");
+        String::from_utf8(text)
+            .unwrap()
+            .lines()
+            .map(|line| {
+                let mut frame: Value = serde_json::from_str(line).unwrap();
+                (frame["type"].as_str().unwrap().to_owned(), frame["object"].take())
+            })
+            .collect()
+    }
+}
+
+const CONFIG_MAPS: &str = "/api/v1/namespaces/a/configmaps";
+const PODS: &str = "/api/v1/namespaces/a/pods";
+
+fn pod(name: &str) -> Value {
+    json!({"metadata": {"name": name}, "spec": {"containers": [{"name": "c", "image": "nginx"}]}})
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn create_get_update_conflict() {
+    let f = Fixture::new().await;
+    let made = f.config_map("x", json!({})).await;
+    assert_eq!(made["kind"], "ConfigMap");
+    assert!(made["metadata"]["uid"].is_string() && made["metadata"]["resourceVersion"].is_string());
+    assert_eq!(f.get(&format!("{CONFIG_MAPS}/x")).await, made);
+
+    let (code, status) = f.send("POST", CONFIG_MAPS, "", json!({"metadata": {"name": "x"}})).await;
+    assert_eq!((code, &status["message"]), (409, &json!("configmaps \"x\" already exists")));
+    let (code, status) = f.send("GET", &format!("{CONFIG_MAPS}/y"), "", Value::Null).await;
+    assert_eq!(code, 404);
+    assert_eq!(status["details"], json!({"name": "y", "kind": "configmaps"}));
+
+    let mut changed = made.clone();
+    changed["data"]["k"] = "w".into();
+    let (code, updated) = f.send("PUT", &format!("{CONFIG_MAPS}/x"), "", changed.clone()).await;
+    assert_eq!(code, 200);
+    assert_eq!(updated["data"]["k"], "w");
+    let (code, status) = f.send("PUT", &format!("{CONFIG_MAPS}/x"), "", changed).await;
+    assert_eq!((code, status["reason"].as_str()), (409, Some("Conflict")));
+    let (_, same) = f.send("PUT", &format!("{CONFIG_MAPS}/x"), "", updated.clone()).await;
+    assert_eq!(same, updated, "an update that changes nothing takes no revision");
+
+    let patches = [
+        ("application/merge-patch+json", json!({"data": {"m": "1"}})),
+        ("application/strategic-merge-patch+json", json!({"data": {"s": "1"}})),
+        ("application/json-patch+json", json!([{"op": "add", "path": "/data/j", "value": "1"}])),
+    ];
+    for (kind, patch) in patches {
+        let headers = format!("content-type: {kind}");
+        let (code, value) = f.send("PATCH", &format!("{CONFIG_MAPS}/x"), &headers, patch).await;
+        assert_eq!(code, 200, "{value}");
+    }
+    let data = f.get(&format!("{CONFIG_MAPS}/x")).await["data"].clone();
+    assert_eq!(data, json!({"k": "w", "m": "1", "s": "1", "j": "1"}));
+
+    let (code, _) =
+        f.send("POST", &format!("{CONFIG_MAPS}?dryRun=All"), "", json!({"metadata": {"name": "dry"}})).await;
+    assert_eq!(code, 201);
+    assert_eq!(f.send("GET", &format!("{CONFIG_MAPS}/dry"), "", Value::Null).await.0, 404);
+    let generated = f.create(CONFIG_MAPS, json!({"metadata": {"generateName": "g-"}})).await;
+    assert_eq!(generated["metadata"]["name"].as_str().unwrap().len(), 7);
+    let (code, status) = f.send("POST", CONFIG_MAPS, "", json!({"metadata": {"name": "Bad"}})).await;
+    assert_eq!((code, status["reason"].as_str()), (422, Some("Invalid")));
+    let (code, status) = f
+        .send(
+            "POST",
+            &format!("{CONFIG_MAPS}?fieldValidation=Strict"),
+            "",
+            json!({"metadata": {"name": "z"}, "nope": 1}),
+        )
+        .await;
+    assert_eq!(code, 400, "{status}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn lists_select_and_page() {
+    let f = Fixture::new().await;
+    for i in 0..5 {
+        f.config_map(&format!("c{i}"), json!({"parity": if i % 2 == 0 { "even" } else { "odd" }})).await;
+    }
+    let names = |list: &Value| -> Vec<String> {
+        let items = list["items"].as_array().unwrap();
+        items.iter().map(|i| i["metadata"]["name"].as_str().unwrap().to_owned()).collect()
+    };
+    let list = f.get(CONFIG_MAPS).await;
+    assert_eq!(list["kind"], "ConfigMapList");
+    assert_eq!(names(&list).len(), 5);
+    assert_eq!(names(&f.get(&format!("{CONFIG_MAPS}?labelSelector=parity%3Dodd")).await), ["c1", "c3"]);
+    assert_eq!(names(&f.get("/api/v1/configmaps?fieldSelector=metadata.name%3Dc2").await), ["c2"]);
+    assert_eq!(f.send("GET", &format!("{CONFIG_MAPS}?fieldSelector=x%3Dy"), "", Value::Null).await.0, 400);
+
+    let first = f.get(&format!("{CONFIG_MAPS}?limit=2")).await;
+    assert_eq!(names(&first), ["c0", "c1"]);
+    assert_eq!(first["metadata"]["remainingItemCount"], 3);
+    f.send("DELETE", &format!("{CONFIG_MAPS}/c3"), "", Value::Null).await;
+    f.config_map("c25", json!({})).await;
+    let token = first["metadata"]["continue"].as_str().unwrap();
+    let second = f.get(&format!("{CONFIG_MAPS}?limit=2&continue={token}")).await;
+    assert_eq!(names(&second), ["c2", "c3"], "pages show one revision");
+    assert_eq!(second["metadata"]["resourceVersion"], first["metadata"]["resourceVersion"]);
+    let token = second["metadata"]["continue"].as_str().unwrap();
+    let third = f.get(&format!("{CONFIG_MAPS}?limit=2&continue={token}")).await;
+    assert_eq!(names(&third), ["c4"]);
+    assert!(third["metadata"]["continue"].is_null());
+    let future = f.send("GET", &format!("{CONFIG_MAPS}?resourceVersion=999999"), "", Value::Null).await;
+    assert_eq!(future.0, 504);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn watches_follow_selectors() {
+    let f = Fixture::new().await;
+    let made = f.config_map("x", json!({"on": "1"})).await;
+    let revision = made["metadata"]["resourceVersion"].as_str().unwrap().to_owned();
+    let headers = "content-type: application/merge-patch+json";
+    let path = format!("{CONFIG_MAPS}/x");
+    f.send("PATCH", &path, headers, json!({"data": {"k": "2"}})).await;
+    f.send("PATCH", &path, headers, json!({"metadata": {"labels": {"on": "0"}}})).await;
+    f.send("PATCH", &path, headers, json!({"metadata": {"labels": {"on": "1"}}})).await;
+    let (_, gone) = f.send("DELETE", &path, "", Value::Null).await;
+    assert_eq!(gone["status"], "Success");
+    let events =
+        f.watch(&format!("{CONFIG_MAPS}?watch=1&resourceVersion={revision}&labelSelector=on%3D1"), 4).await;
+    let kinds: Vec<&str> = events.iter().map(|(kind, _)| kind.as_str()).collect();
+    assert_eq!(kinds, ["MODIFIED", "DELETED", "ADDED", "DELETED"]);
+    assert_eq!(events[1].1["metadata"]["labels"]["on"], "1", "the old object, as it was selected");
+    let versions: Vec<u64> = events
+        .iter()
+        .map(|(_, o)| o["metadata"]["resourceVersion"].as_str().unwrap().parse().unwrap())
+        .collect();
+    assert!(versions.is_sorted());
+
+    f.config_map("y", json!({})).await;
+    let initial = f
+        .watch(
+            &format!("{CONFIG_MAPS}?watch=1&sendInitialEvents=true&allowWatchBookmarks=true&resourceVersionMatch=NotOlderThan"),
+            2,
+        )
+        .await;
+    assert_eq!(initial[0].0, "ADDED");
+    assert_eq!(initial[1].0, "BOOKMARK");
+    assert_eq!(initial[1].1["metadata"]["annotations"]["k8s.io/initial-events-end"], "true");
+    let timed = f.watch(&format!("{CONFIG_MAPS}?watch=1&timeoutSeconds=1"), 100).await;
+    assert_eq!(timed.len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tables_and_metadata() {
+    let f = Fixture::new().await;
+    f.config_map("x", json!({})).await;
+    let accept = "accept: application/json;as=Table;v=v1;g=meta.k8s.io,application/json";
+    let (_, table) = f.send("GET", CONFIG_MAPS, accept, Value::Null).await;
+    assert_eq!(table["kind"], "Table");
+    assert_eq!(table["rows"][0]["cells"][0], "x");
+    assert_eq!(table["rows"][0]["object"]["kind"], "PartialObjectMetadata");
+    let accept = "accept: application/json;as=PartialObjectMetadataList;v=v1;g=meta.k8s.io";
+    let (_, list) = f.send("GET", CONFIG_MAPS, accept, Value::Null).await;
+    assert_eq!(list["kind"], "PartialObjectMetadataList");
+    assert!(list["items"][0]["data"].is_null());
+    let (code, _) = f.send("GET", CONFIG_MAPS, "accept: text/html", Value::Null).await;
+    assert_eq!(code, 406);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn discovery_and_health() {
+    let f = Fixture::new().await;
+    assert_eq!(f.get("/version").await["gitVersion"], "v1.36.0+keelson");
+    let accept =
+        "accept: application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList,application/json";
+    let (_, groups) = f.send("GET", "/apis", accept, Value::Null).await;
+    assert_eq!(groups["kind"], "APIGroupDiscoveryList");
+    assert_eq!(f.get("/apis").await["kind"], "APIGroupList");
+    assert_eq!(f.get("/api/v1").await["kind"], "APIResourceList");
+    assert_eq!(f.get("/readyz").await, "ok");
+    assert!(f.get("/readyz?verbose").await.as_str().unwrap().contains("[+]etcd ok"));
+    assert!(f.get("/metrics").await.as_str().unwrap().contains("apiserver_request_total"));
+    for path in ["/apis/none/v1", "/api/v1/nonsense", "/nonsense", "/api/v1/namespaces/a/nodes"] {
+        assert_eq!(f.send("GET", path, "", Value::Null).await.0, 404, "{path}");
+    }
+    let (code, _) = f.send("POST", "/api/v1/componentstatuses", "", json!({})).await;
+    assert_eq!(code, 405);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn pods_are_defaulted_bound_and_deleted_gracefully() {
+    let f = Fixture::new().await;
+    let made = f.create(PODS, pod("p")).await;
+    assert_eq!(made["status"]["phase"], "Pending");
+    assert_eq!(made["status"]["qosClass"], "BestEffort");
+    assert_eq!(made["spec"]["containers"][0]["imagePullPolicy"], "Always");
+    assert_eq!(made["metadata"]["generation"], 1);
+    let binding = json!({"apiVersion": "v1", "kind": "Binding", "metadata": {"name": "p"}, "target": {"kind": "Node", "name": "n1"}});
+    f.create(&format!("{PODS}/p/binding"), binding.clone()).await;
+    let (code, status) = f.send("POST", &format!("{PODS}/p/binding"), "", binding).await;
+    assert_eq!(code, 409, "{status}");
+    let bound = f.get(&format!("{PODS}/p")).await;
+    assert_eq!(bound["spec"]["nodeName"], "n1");
+    assert_eq!(bound["status"]["conditions"][0]["type"], "PodScheduled");
+    let selected = f.get("/api/v1/pods?fieldSelector=spec.nodeName%3Dn1").await;
+    assert_eq!(selected["items"].as_array().unwrap().len(), 1);
+
+    // The status subresource writes status and nothing else.
+    let mut status = bound.clone();
+    status["status"]["phase"] = "Running".into();
+    status["spec"]["nodeName"] = "other".into();
+    let (code, running) = f.send("PUT", &format!("{PODS}/p/status"), "", status).await;
+    assert_eq!(code, 200, "{running}");
+    assert_eq!(
+        (&running["status"]["phase"], &running["spec"]["nodeName"]),
+        (&json!("Running"), &json!("n1"))
+    );
+
+    let (code, going) = f.send("DELETE", &format!("{PODS}/p"), "", Value::Null).await;
+    assert_eq!(code, 200);
+    assert_eq!(going["metadata"]["deletionGracePeriodSeconds"], 30);
+    assert!(f.get(&format!("{PODS}/p")).await["metadata"]["deletionTimestamp"].is_string());
+    let options = json!({"kind": "DeleteOptions", "apiVersion": "v1", "gracePeriodSeconds": 0, "preconditions": {"uid": made["metadata"]["uid"]}});
+    let (code, _) = f.send("DELETE", &format!("{PODS}/p"), "", options).await;
+    assert_eq!(code, 200);
+    assert_eq!(f.send("GET", &format!("{PODS}/p"), "", Value::Null).await.0, 404);
+    f.create(PODS, pod("q")).await;
+    f.send("DELETE", &format!("{PODS}/q"), "", Value::Null).await;
+    assert_eq!(
+        f.send("GET", &format!("{PODS}/q"), "", Value::Null).await.0,
+        404,
+        "unscheduled pods go at once"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn finalizers_and_namespaces_hold() {
+    let f = Fixture::new().await;
+    f.create(CONFIG_MAPS, json!({"metadata": {"name": "x", "finalizers": ["a/b"]}})).await;
+    let path = format!("{CONFIG_MAPS}/x");
+    let (_, held) = f.send("DELETE", &path, "", Value::Null).await;
+    assert!(held["metadata"]["deletionTimestamp"].is_string());
+    let headers = "content-type: application/merge-patch+json";
+    f.send("PATCH", &path, headers, json!({"metadata": {"finalizers": null}})).await;
+    assert_eq!(f.send("GET", &path, "", Value::Null).await.0, 404);
+
+    let (_, namespace) = f.send("DELETE", "/api/v1/namespaces/a", "", Value::Null).await;
+    assert_eq!(namespace["status"]["phase"], "Terminating");
+    let mut last = namespace.clone();
+    last["spec"]["finalizers"] = json!([]);
+    let (code, _) = f.send("PUT", "/api/v1/namespaces/a/finalize", "", last).await;
+    assert_eq!(code, 200);
+    assert_eq!(f.send("GET", "/api/v1/namespaces/a", "", Value::Null).await.0, 404);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn deployments_scale_and_count_generations() {
+    let f = Fixture::new().await;
+    let path = "/apis/apps/v1/namespaces/a/deployments";
+    let object = json!({
+        "metadata": {"name": "d"},
+        "spec": {
+            "selector": {"matchLabels": {"app": "d"}},
+            "template": {"metadata": {"labels": {"app": "d"}}, "spec": {"containers": [{"name": "c", "image": "i:1"}]}},
+        },
+    });
+    let made = f.create(path, object).await;
+    assert_eq!((&made["spec"]["replicas"], &made["metadata"]["generation"]), (&json!(1), &json!(1)));
+    let scale = f.get(&format!("{path}/d/scale")).await;
+    assert_eq!(scale["status"]["selector"], "app=d");
+    let headers = "content-type: application/merge-patch+json";
+    let (code, scale) =
+        f.send("PATCH", &format!("{path}/d/scale"), headers, json!({"spec": {"replicas": 3}})).await;
+    assert_eq!((code, &scale["spec"]["replicas"]), (200, &json!(3)));
+    let now = f.get(&format!("{path}/d")).await;
+    assert_eq!((&now["spec"]["replicas"], &now["metadata"]["generation"]), (&json!(3), &json!(2)));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn services_get_addresses() {
+    let f = Fixture::new().await;
+    let path = "/api/v1/namespaces/a/services";
+    let object = json!({"metadata": {"name": "s"}, "spec": {"type": "NodePort", "ports": [{"port": 80}]}});
+    let made = f.create(path, object).await;
+    let ip = made["spec"]["clusterIP"].as_str().unwrap().to_owned();
+    assert!(ip.starts_with("10.96."));
+    assert_eq!(made["spec"]["clusterIPs"], json!([ip]));
+    assert_eq!(made["spec"]["ipFamilies"], json!(["IPv4"]));
+    assert!(made["spec"]["ports"][0]["nodePort"].as_u64().unwrap() >= 30000);
+    let again = json!({"metadata": {"name": "t"}, "spec": {"clusterIP": ip, "ports": [{"port": 80}]}});
+    assert_eq!(f.send("POST", path, "", again.clone()).await.0, 422);
+    f.send("DELETE", &format!("{path}/s"), "", Value::Null).await;
+    f.create(path, again).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_kube_client_works_in_process() {
+    use k8s_openapi::api::core::v1::{ConfigMap, Event};
+    use kube::api::{Api, DeleteParams, ListParams, PostParams};
+    let f = Fixture::new().await;
+    let client = f.server.admin_client();
+    let maps: Api<ConfigMap> = Api::namespaced(client.clone(), "a");
+    let map: ConfigMap =
+        serde_json::from_value(json!({"metadata": {"name": "m"}, "data": {"a": "b"}})).unwrap();
+    maps.create(&PostParams::default(), &map).await.unwrap();
+    assert_eq!(maps.list(&ListParams::default()).await.unwrap().items.len(), 1);
+    maps.delete("m", &DeleteParams::default()).await.unwrap();
+    assert!(maps.get_opt("m").await.unwrap().is_none());
+
+    // One event, seen through both of its groups.
+    let event = json!({
+        "metadata": {"name": "e", "namespace": "a"}, "involvedObject": {"kind": "Pod", "name": "p", "namespace": "a"},
+        "reason": "R", "message": "text", "type": "Normal",
+    });
+    f.create("/api/v1/namespaces/a/events", event).await;
+    let view = f.get("/apis/events.k8s.io/v1/namespaces/a/events/e").await;
+    assert_eq!((&view["note"], &view["regarding"]["name"]), (&json!("text"), &json!("p")));
+    let events: Api<Event> = Api::namespaced(client, "a");
+    let selected = events.list(&ListParams::default().fields("involvedObject.name=p")).await.unwrap();
+    assert_eq!(selected.items.len(), 1);
+}
