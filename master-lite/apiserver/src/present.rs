@@ -135,23 +135,7 @@ impl Presenter<'_> {
     }
 
     fn table(&self, rows: Vec<Value>, metadata: Value, definitions: bool) -> Value {
-        let mut columns = vec![json!({
-            "name": "Name", "type": "string", "format": "name", "priority": 0,
-            "description": "Name must be unique within a namespace. Is required when creating resources, although some resources may allow a client to request the generation of an appropriate name automatically. Name is primarily intended for creation idempotence and configuration definition. Cannot be updated. More info: https://kubernetes.io/docs/concepts/overview/working-with-objects/names#names",
-        })];
-        for column in &self.row.columns {
-            columns.push(json!({
-                "name": column.name, "type": column.kind, "format": column.format,
-                "description": column.description, "priority": column.priority,
-            }));
-        }
-        if self.row.columns.is_empty() {
-            columns.push(json!({
-                "name": "Age", "type": "string", "format": "", "priority": 0,
-                "description": "CreationTimestamp is a timestamp representing the server time when this object was created.",
-            }));
-        }
-        let columns = if definitions { Value::Array(columns) } else { json!([]) };
+        let columns = if definitions { self.row.printer.definitions() } else { Vec::new() };
         json!({
             "kind": "Table", "apiVersion": "meta.k8s.io/v1", "metadata": metadata,
             "columnDefinitions": columns, "rows": rows,
@@ -160,16 +144,13 @@ impl Presenter<'_> {
 
     fn table_row(&self, object: Value) -> Value {
         let now = chrono::Utc::now().timestamp();
-        let mut cells = vec![object["metadata"]["name"].clone()];
-        cells.extend(self.row.columns.iter().map(|column| (column.cell)(&object, now)));
-        if self.row.columns.is_empty() {
-            cells.push(age(&object["metadata"]["creationTimestamp"], now).into());
-        }
+        let mut row = self.row.printer.row(&object, now);
         match self.include {
-            IncludeObject::None => json!({"cells": cells}),
-            IncludeObject::Metadata => json!({"cells": cells, "object": partial_metadata(&object)}),
-            IncludeObject::Object => json!({"cells": cells, "object": object}),
+            IncludeObject::None => {}
+            IncludeObject::Metadata => row["object"] = partial_metadata(&object),
+            IncludeObject::Object => row["object"] = object,
         }
+        row
     }
 }
 
@@ -178,61 +159,4 @@ pub fn partial_metadata(object: &Value) -> Value {
     json!({
         "kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1", "metadata": object["metadata"].clone(),
     })
-}
-
-/// Time since an RFC 3339 timestamp, as kubectl prints ages; `<unknown>` without one.
-pub fn age(timestamp: &Value, now: i64) -> String {
-    timestamp
-        .as_str()
-        .and_then(|text| chrono::DateTime::parse_from_rfc3339(text).ok())
-        .map_or_else(|| "<unknown>".to_owned(), |time| human_duration(now - time.timestamp()))
-}
-
-/// `k8s.io/apimachinery/pkg/util/duration.HumanDuration`: two units at most, fewer as it grows.
-pub fn human_duration(seconds: i64) -> String {
-    const MINUTE: i64 = 60;
-    const HOUR: i64 = 60 * MINUTE;
-    const DAY: i64 = 24 * HOUR;
-    const YEAR: i64 = 365 * DAY;
-    let two = |big: i64, big_unit: &str, small: i64, small_unit: &str| {
-        if small == 0 { format!("{big}{big_unit}") } else { format!("{big}{big_unit}{small}{small_unit}") }
-    };
-    match seconds {
-        i64::MIN..-1 => "<invalid>".to_owned(),
-        -1 => "0s".to_owned(),
-        s if s < 2 * MINUTE => format!("{s}s"),
-        s if s < 10 * MINUTE => two(s / MINUTE, "m", s % MINUTE, "s"),
-        s if s < 3 * HOUR => format!("{}m", s / MINUTE),
-        s if s < 8 * HOUR => two(s / HOUR, "h", s % HOUR / MINUTE, "m"),
-        s if s < 2 * DAY => format!("{}h", s / HOUR),
-        s if s < 8 * DAY => two(s / DAY, "d", s % DAY / HOUR, "h"),
-        s if s < 2 * YEAR => format!("{}d", s / DAY),
-        s if s < 8 * YEAR => two(s / YEAR, "y", s % YEAR / DAY, "d"),
-        s => format!("{}y", s / YEAR),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn durations() {
-        let cases = [
-            (-5, "<invalid>"),
-            (0, "0s"),
-            (119, "119s"),
-            (120, "2m"),
-            (125, "2m5s"),
-            (3600, "60m"),
-            (4 * 3600 + 60, "4h1m"),
-            (30 * 3600, "30h"),
-            (3 * 86400, "3d"),
-            (400 * 86400, "400d"),
-            (800 * 86400, "2y70d"),
-        ];
-        for (seconds, text) in cases {
-            assert_eq!(human_duration(seconds), text);
-        }
-    }
 }

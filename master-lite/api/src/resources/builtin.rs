@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::columns;
 use super::row::ALL_VERBS;
 use super::strategies as s;
 use super::{Converter, Resource, ScalePaths, SelectableField, Strategy, Subresource};
@@ -39,7 +40,7 @@ fn row(group: &str, version: &str, kind: &str, plural: &str) -> Row {
         tracks_generation: false,
         reset_status_on_create: true,
         is_virtual: false,
-        columns: Vec::new(),
+        printer: columns::printer(group, kind),
         strategy: Arc::new(s::Plain),
     })
 }

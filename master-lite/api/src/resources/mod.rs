@@ -4,6 +4,7 @@
 //! Nothing in the request path names a kind; what a kind needs beyond data is its row's [`Strategy`].
 
 mod builtin;
+pub mod columns;
 pub mod metadata;
 mod row;
 pub mod selector;
@@ -11,6 +12,7 @@ pub mod strategies;
 mod strategy;
 mod table;
 
-pub use row::{Cell, Column, Converter, Resource, ScalePaths, SelectableField, Subresource};
+pub use columns::{Cell, Column, Printer};
+pub use row::{Converter, Resource, ScalePaths, SelectableField, Subresource};
 pub use strategy::{Deletion, DeletionRequest, Strategy, StrategyContext};
 pub use table::ResourceTable;

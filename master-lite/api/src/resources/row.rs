@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use super::Strategy;
+use super::{Printer, Strategy};
 use crate::meta::{GroupResource, GroupVersionKind};
 
 /// All verbs of a stored resource.
@@ -51,8 +51,8 @@ pub struct Resource {
     pub reset_status_on_create: bool,
     /// A resource that is computed, not stored: `TokenReview` and its like.
     pub is_virtual: bool,
-    /// Printed columns after NAME; the age column is added if this is empty.
-    pub columns: Vec<Column>,
+    /// How objects become rows of a Table.
+    pub printer: Printer,
     /// What the kind does beyond data.
     pub strategy: Arc<dyn Strategy>,
 }
@@ -132,23 +132,3 @@ pub struct Converter {
     /// To the stored form.
     pub to_storage: fn(Value) -> Value,
 }
-
-/// A printed column (`metav1.TableColumnDefinition` and how its cell is made).
-#[derive(Clone)]
-pub struct Column {
-    /// Header as in `kubectl get`, capitalized: `Ready`.
-    pub name: String,
-    /// OpenAPI type: `string`, `integer`, `date`...
-    pub kind: &'static str,
-    /// OpenAPI format: `name` for the first column, else mostly empty.
-    pub format: &'static str,
-    /// Shown by `kubectl explain`-like tools.
-    pub description: String,
-    /// 0 is always shown, 1 only with `-o wide`.
-    pub priority: i32,
-    /// Makes the cell from the object; `now` is seconds since 1970, for ages.
-    pub cell: Arc<Cell>,
-}
-
-/// Makes a cell from an object and the time.
-pub type Cell = dyn Fn(&Value, i64) -> Value + Send + Sync;
