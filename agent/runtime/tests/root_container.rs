@@ -148,6 +148,11 @@ async fn mounts_and_working_dir() {
         ["/made/here", "content", "touch: /ro/deep/x: Read-only file system", "new", "/var/tmp/keelson-escape"]
     );
     assert!(!std::path::Path::new("/var/tmp/keelson-escape").exists());
+    std::os::unix::fs::symlink("/proc/sys", node.dir.join("layer/tricky")).unwrap();
+    let config = ContainerConfig { mounts: vec![bind("/tricky/kernel", host, false)], ..script("t", "true") };
+    let id = runtime.create_container(&sandbox.id, config).await.unwrap();
+    let err = runtime.start_container(&id).await.unwrap_err().to_string();
+    assert!(err.contains("inside /proc"), "{err}");
     node.finish(runtime).await;
 }
 

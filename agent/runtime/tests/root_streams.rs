@@ -69,10 +69,11 @@ async fn terminals() {
     session.resize.as_ref().unwrap().send(TerminalSize { width: 123, height: 45 }).await.unwrap();
     tokio::time::sleep(Duration::from_millis(100)).await;
     let mut stdin = session.stdin.take().unwrap();
-    stdin.write_all(b"tty; stty size; echo $TERM; exit 6\n").await.unwrap();
+    stdin.write_all(b"tty; stty size; echo $TERM; echo conso''le > /dev/console; exit 6\n").await.unwrap();
     let mut out = String::new();
     session.stdout.take().unwrap().read_to_string(&mut out).await.unwrap();
     assert!(out.contains("/dev/pts/0\r\n45 123\r\nxterm\r\n"), "{out:?}");
+    assert!(out.contains("\r\nconsole\r\n"), "{out:?}");
     assert_eq!(session.exit.await.unwrap().unwrap(), 6);
     let status = wait_exited(&runtime, &id).await;
     assert!(log_lines(&status.log_path).iter().any(|l| l.contains("45 123")));

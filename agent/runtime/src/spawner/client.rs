@@ -93,12 +93,22 @@ impl Spawner {
                 Err(err) => return Err(err),
             }
             let mut buf = vec![0; MAX_PACKET];
-            let (len, mut fds) = match sys::recv_fds(&spawner.socket, &mut buf) {
+            // The acknowledgement comes before anything is done: without it the request may be made again, and with
+            // it must not be, as something may have been born.
+            let mut receive = |socket: &OwnedFd| match sys::recv_fds(socket, &mut buf) {
                 Ok((0, _)) => Err(io::Error::other("the spawner died")),
-                other => other,
+                Ok((len, fds)) => Ok((buf[..len].to_vec(), fds)),
+                Err(err) => Err(err),
+            };
+            if let Err(err) = receive(&spawner.socket) {
+                *live = None;
+                if attempt == 0 && err.kind() != io::ErrorKind::WouldBlock {
+                    continue;
+                }
+                return Err(err);
             }
-            .inspect_err(|_| *live = None)?;
-            let reply: Reply = serde_json::from_slice(&buf[..len])?;
+            let (bytes, mut fds) = receive(&spawner.socket).inspect_err(|_| *live = None)?;
+            let reply: Reply = serde_json::from_slice(&bytes)?;
             if let Some(error) = reply.error {
                 return Err(io::Error::other(error));
             }
@@ -109,15 +119,38 @@ impl Spawner {
     }
 }
 
-/// A clone of a file's mount that can't be written through: /proc/<pid>/exe of what is started from it can be opened by
-/// a container, but not for writing.
+/// A program that can't be written through: /proc/<pid>/exe of what is started from it can be opened by a container, but
+/// not for writing. It is a read-only clone of the file's mount, which costs nothing.
+///
+/// A file that was reached through another mount namespace, as when the agent was started by one process and moved by
+/// another, can't be cloned (EINVAL); it is copied to sealed memory instead.
 pub fn readonly_clone(path: &std::path::Path) -> io::Result<OwnedFd> {
     use rustix::mount::{OpenTreeFlags, open_tree};
     let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
-    let clone = open_tree(rustix::fs::CWD, path, flags)?;
-    let attr = sys::MountAttr { set: libc::MOUNT_ATTR_RDONLY, ..sys::MountAttr::default() };
-    sys::mount_setattr(&clone, attr)?;
-    Ok(clone)
+    match open_tree(rustix::fs::CWD, path, flags) {
+        Ok(clone) => {
+            let attr = sys::MountAttr { set: libc::MOUNT_ATTR_RDONLY, ..sys::MountAttr::default() };
+            sys::mount_setattr(&clone, attr)?;
+            Ok(clone)
+        }
+        Err(rustix::io::Errno::INVAL) => sealed_copy(path),
+        Err(err) => Err(err.into()),
+    }
+}
+
+fn sealed_copy(path: &std::path::Path) -> io::Result<OwnedFd> {
+    use rustix::fs::SealFlags;
+    let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+    let mut copy = std::fs::File::from(rustix::fs::memfd_create("keelson-program", flags)?);
+    io::copy(&mut std::fs::File::open(path)?, &mut copy)?;
+    rustix::fs::fcntl_add_seals(
+        &copy,
+        SealFlags::SEAL | SealFlags::SHRINK | SealFlags::GROW | SealFlags::WRITE,
+    )?;
+    tracing::info!(path = %path.display(), "program copied to memory: its mount can't be cloned from here");
+    // Opened again for reading: a file open for writing can't be executed.
+    let path = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&copy));
+    Ok(std::fs::File::open(path)?.into())
 }
 
 fn memfd(request: &Request) -> io::Result<OwnedFd> {
@@ -189,5 +222,19 @@ impl ChildSync {
             Some((ChildMessage::Ready { .. }, _)) => Err(Failure::setup("sync message", "out of order")),
             None => Ok(()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_sealed_copy_runs_and_stays_as_it_is() {
+        let copy = sealed_copy(std::path::Path::new("/bin/true")).unwrap();
+        let path = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&copy));
+        assert!(Command::new(&path).status().unwrap().success());
+        let mut writable = std::fs::OpenOptions::new().write(true).open(&path).unwrap();
+        assert!(writable.write_all(b"x").is_err());
     }
 }

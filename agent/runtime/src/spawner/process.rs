@@ -31,15 +31,16 @@ pub fn set_oom_score(plan: &ProcessPlan) -> Result<Vec<String>, Failure> {
     }
 }
 
-/// Everything from the terminal to exec. Only returns on failure.
+/// Everything from the terminal to exec; `first` for a container's first process, which also gets its working folder and
+/// console made. Only returns on failure.
 pub fn become_command(
     plan: &ProcessPlan,
     sync: &OwnedFd,
     stdio: &[OwnedFd],
     warnings: Vec<String>,
-    make_cwd: bool,
+    first: bool,
 ) -> Failure {
-    match prepare(plan, sync, stdio, warnings, make_cwd) {
+    match prepare(plan, sync, stdio, warnings, first) {
         Ok((program, args, env)) => {
             let Err(err) = nix::unistd::execve(&program, &args, &env);
             let name = &plan.args[0];
@@ -68,7 +69,7 @@ fn prepare(
     sync: &OwnedFd,
     stdio: &[OwnedFd],
     warnings: Vec<String>,
-    make_cwd: bool,
+    first: bool,
 ) -> Result<Command, Failure> {
     let step = |what: &'static str| move |err: rustix::io::Errno| Failure::setup(what, err);
     let root = rustix::fs::open("/", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
@@ -76,14 +77,14 @@ fn prepare(
     let read = |path| in_root::read_small(&root, Path::new(path), crate::plan::MAX_USER_FILE);
     let user = resolve_user(&plan.user, &read("/etc/passwd"), &read("/etc/group"))
         .map_err(|e| Failure { kind: FailureKind::Setup, message: e.to_string() })?;
-    if make_cwd {
+    if first {
         let made = in_root::open_or_make(root.as_fd(), &plan.cwd, Make::Dir);
         made.map_err(|e| Failure::setup(format!("mkdir {}", plan.cwd.display()), e))?;
     }
     rustix::process::umask(Mode::from_raw_mode(0o022));
     // A new session, so that the process group and the terminal are the container's own.
     rustix::process::setsid().map_err(step("setsid"))?;
-    let master = set_stdio(plan, &user, stdio)?;
+    let master = set_stdio(plan, &user, stdio, first)?;
     set_nofile(plan).map_err(step("RLIMIT_NOFILE"))?;
     let chdir_early = rustix::process::chdir(&plan.cwd);
 
@@ -131,7 +132,12 @@ fn prepare(
 }
 
 /// Standard streams: a pty of the container's own devpts, or the pipes given. Gives the pty's master.
-fn set_stdio(plan: &ProcessPlan, user: &ResolvedUser, stdio: &[OwnedFd]) -> Result<Option<OwnedFd>, Failure> {
+fn set_stdio(
+    plan: &ProcessPlan,
+    user: &ResolvedUser,
+    stdio: &[OwnedFd],
+    first: bool,
+) -> Result<Option<OwnedFd>, Failure> {
     let result = (|| {
         if !plan.tty {
             for (number, fd) in (0..).zip(stdio) {
@@ -153,6 +159,9 @@ fn set_stdio(plan: &ProcessPlan, user: &ResolvedUser, stdio: &[OwnedFd]) -> Resu
         let slave = rustix::pty::ioctl_tiocgptpeer(&master, flags)?;
         sys::chown_fd(&slave, user.uid, None)?;
         rustix::process::ioctl_tiocsctty(&slave)?;
+        if first {
+            super::rootfs::mount_console(&slave)?;
+        }
         for number in 0..3 {
             sys::place_at(&slave, number)?;
         }

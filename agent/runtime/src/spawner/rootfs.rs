@@ -18,6 +18,8 @@ use super::protocol::Failure;
 use crate::plan::{BindPlan, ContainerPlan, DeviceNode, MountKind, MountStep, RootfsPlan};
 use crate::sys::{self, MountAttr};
 
+/// `f_type` of procfs.
+const PROC_SUPER_MAGIC: rustix::fs::FsWord = libc::PROC_SUPER_MAGIC;
 const RDONLY: u64 = libc::MOUNT_ATTR_RDONLY;
 const HARDENED: MountAttrFlags = MountAttrFlags::MOUNT_ATTR_NOSUID
     .union(MountAttrFlags::MOUNT_ATTR_NODEV)
@@ -180,6 +182,10 @@ fn apply(
         Make::File
     };
     let target = in_root::open_or_make(root, &step.target, last)?;
+    // runc's rule: over parts of /proc nothing may be mounted, be it through a link of the image.
+    if matches!(step.kind, MountKind::Bind(_)) && rustix::fs::fstatfs(&target)?.f_type == PROC_SUPER_MAGIC {
+        return Err(io::Error::other("cannot be mounted because it is inside /proc"));
+    }
     attach(&tree, target.as_fd())?;
     if step.kind == MountKind::Dev {
         fill_dev(&tree, devices)?;
@@ -211,6 +217,16 @@ fn fill_dev(dev: &OwnedFd, devices: &[DeviceNode]) -> io::Result<()> {
         rustix::fs::mkdirat(dev, dir, Mode::from_raw_mode(0o755))?;
     }
     Ok(())
+}
+
+/// Makes /dev/console of a container with a tty its pty. Runs with the container's root as `/`.
+pub fn mount_console(slave: &OwnedFd) -> io::Result<()> {
+    let root = rustix::fs::open("/", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+    let target = in_root::open_or_make(root.as_fd(), Path::new("/dev/console"), Make::File)?;
+    let flags =
+        OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
+    let tree = open_tree(slave.as_fd(), c"", flags)?;
+    attach(&tree, target.as_fd())
 }
 
 /// Hides and write-protects what /proc and /sys show of the node. Paths below /proc are opened through the descriptor

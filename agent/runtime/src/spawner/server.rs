@@ -37,6 +37,7 @@ fn serve(socket: &OwnedFd) -> io::Result<()> {
         if len == 0 {
             return Ok(());
         }
+        sys::send_fds(socket, b"ack", &[])?;
         // podinits that died since the last request are this process's children.
         sys::wait_any();
         let result = read_request(&fds).and_then(|request| birth(&request, &fds[1..], &own));
