@@ -79,13 +79,13 @@ impl RequestInfo {
             }
             .to_owned();
         }
-        if rest[0] == "namespaces" {
-            if let Some(ns) = rest.get(1) {
-                info.namespace.clone_from(ns);
-                // /namespaces/x/status and /finalize are subresources of the namespace itself.
-                if rest.len() > 2 && !matches!(rest[2].as_str(), "status" | "finalize") {
-                    rest = &rest[2..];
-                }
+        if rest[0] == "namespaces"
+            && let Some(ns) = rest.get(1)
+        {
+            info.namespace.clone_from(ns);
+            // /namespaces/x/status and /finalize are subresources of the namespace itself.
+            if rest.len() > 2 && !matches!(rest[2].as_str(), "status" | "finalize") {
+                rest = &rest[2..];
             }
         }
         info.resource.clone_from(&rest[0]);
@@ -152,7 +152,7 @@ pub fn parse_query(query: &str) -> Vec<(String, String)> {
         .filter(|pair| !pair.is_empty())
         .map(|pair| {
             let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
-            (percent_decode(&key.replace('+', " ")), percent_decode(&value.replace('+', " ")))
+            (percent_decode(key.replace('+', " ")), percent_decode(value.replace('+', " ")))
         })
         .collect()
 }
@@ -164,12 +164,13 @@ pub fn percent_decode(text: impl AsRef<str>) -> String {
     let mut i = 0;
     let hex = |b: u8| (b as char).to_digit(16).and_then(|d| u8::try_from(d).ok());
     while i < bytes.len() {
-        if bytes[i] == b'%' && i + 2 < bytes.len() {
-            if let (Some(high), Some(low)) = (hex(bytes[i + 1]), hex(bytes[i + 2])) {
-                out.push(high * 16 + low);
-                i += 3;
-                continue;
-            }
+        if bytes[i] == b'%'
+            && i + 2 < bytes.len()
+            && let (Some(high), Some(low)) = (hex(bytes[i + 1]), hex(bytes[i + 2]))
+        {
+            out.push(high * 16 + low);
+            i += 3;
+            continue;
         }
         out.push(bytes[i]);
         i += 1;

@@ -90,7 +90,7 @@ impl Write<'_> {
         }
     }
 
-    fn from_storage(&self, object: Value) -> Value {
+    fn to_view(&self, object: Value) -> Value {
         self.core.presenter(self.row, self.version).convert(object)
     }
 
@@ -230,7 +230,7 @@ impl Write<'_> {
         let gvk = self.gvk();
         let resource = self.row.group_resource();
         let old = stored::decode(&current.value, current.mod_revision).map_err(StatusError::internal)?;
-        let (new, mut warnings) = make(&self.from_storage(old.clone()))?;
+        let (new, mut warnings) = make(&self.to_view(old.clone()))?;
         let mut new = self.default(new);
         check_identity(&new, &old, name, self.namespace)?;
         let version = new["metadata"]["resourceVersion"].as_str().unwrap_or_default();

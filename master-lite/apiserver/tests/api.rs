@@ -1,6 +1,8 @@
 //! The API as clients see it, without a socket: CRUD, conflicts, watches, selectors, pages, tables, discovery,
 //! deletion.
 
+#![expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -246,7 +248,16 @@ async fn discovery_and_health() {
     assert_eq!(f.get("/readyz").await, "ok");
     assert!(f.get("/readyz?verbose").await.as_str().unwrap().contains("[+]etcd ok"));
     assert!(f.get("/metrics").await.as_str().unwrap().contains("apiserver_request_total"));
-    for path in ["/apis/none/v1", "/api/v1/nonsense", "/nonsense", "/api/v1/namespaces/a/nodes"] {
+    let index = f.get("/openapi/v3").await;
+    let url = index["paths"]["apis/apps/v1"]["serverRelativeURL"].as_str().unwrap().to_owned();
+    assert!(f.get(&url).await["components"]["schemas"].is_object());
+    for path in [
+        "/openapi/v3/apis/none/v1",
+        "/apis/none/v1",
+        "/api/v1/nonsense",
+        "/nonsense",
+        "/api/v1/namespaces/a/nodes",
+    ] {
         assert_eq!(f.send("GET", path, "", Value::Null).await.0, 404, "{path}");
     }
     let (code, _) = f.send("POST", "/api/v1/componentstatuses", "", json!({})).await;

@@ -3,6 +3,7 @@
 mod collection;
 mod nonresource;
 mod object;
+mod openapi;
 mod special;
 mod watch;
 
@@ -126,6 +127,9 @@ fn refusal(user: &UserInfo, info: &RequestInfo, why: &str) -> StatusError {
 
 impl Call {
     async fn dispatch(self, request: Request<Body>) -> Result<Response<Body>> {
+        if openapi::is_openapi(&self.info.path) && request.method() == http::Method::GET {
+            return openapi::answer(&self).await;
+        }
         if !self.info.is_resource_request {
             return nonresource::answer(&self, request.method());
         }
