@@ -46,7 +46,7 @@ impl Layer {
         let mut file = File::open(archive).map_err(ImageError::io("open", archive))?;
         file.seek(SeekFrom::Start(self.offset)).map_err(ImageError::io("read", archive))?;
         match &self.digest {
-            Some(digest) => unpack_verified(file, digest, self.size, into, limits, diff_id),
+            Some(digest) => unpack_verified(file.take(self.size), digest, self.size, into, limits, diff_id),
             None => unpack_checked(file.take(self.size), into, limits, diff_id),
         }
     }
