@@ -77,7 +77,7 @@ fn nginx_and_redis_serve_clients_in_other_pods() -> Result<()> {
     cluster.rolled_out("deployment/nginx")?;
     cluster.rolled_out("deployment/redis")?;
     cluster.kubectl.run(&["wait", "--for=condition=Ready", "pod/client", "--timeout=60s"])?;
-    let page = cluster.eventually(20, || cluster.sh("client", "wget -q -T 3 -O - http://nginx/"))?;
+    let page = cluster.eventually(20, || cluster.sh("client", "timeout 3 wget -q -O - http://nginx/"))?;
     assert_eq!(page, "served by nginx");
     let talk = r#"printf 'SET colour blue\r\nGET colour\r\nQUIT\r\n' | nc -w 3 redis 6379"#;
     let answer = cluster.eventually(20, || {

@@ -41,7 +41,7 @@ fn three_nodes_share_the_work() -> Result<()> {
         let urls: Vec<String> = pods
             .iter()
             .filter_map(|to| {
-                Some(format!("wget -q -T 5 -O - http://{}:8080/", to["status"]["podIP"].as_str()?))
+                Some(format!("timeout 5 wget -q -O - http://{}:8080/", to["status"]["podIP"].as_str()?))
             })
             .collect();
         let answers = cluster.sh(&name(from), &urls.join(" && "))?;
@@ -51,7 +51,7 @@ fn three_nodes_share_the_work() -> Result<()> {
     }
 
     // A client on one node is balanced over the endpoints of all.
-    let many = "for i in $(seq 60); do wget -q -T 5 -O - http://hello/; done";
+    let many = "for i in $(seq 60); do timeout 5 wget -q -O - http://hello/; done";
     let answers = cluster.sh(&name(&pods[0]), many)?;
     let seen: BTreeSet<&str> = answers.lines().collect();
     ensure!(seen.len() == 6, "60 requests reach all 6 endpoints: {seen:?}");
@@ -60,10 +60,11 @@ fn three_nodes_share_the_work() -> Result<()> {
     let ip = kubectl.run(&["get", "service", "hello", "-o", "jsonpath={.spec.clusterIP}"])?;
     let node = cluster.node(2)?;
     let answer = keelson_tests::cmd::text(node.command("client", "busybox").args([
+        "timeout",
+        "5",
+        "busybox",
         "wget",
         "-q",
-        "-T",
-        "5",
         "-O",
         "-",
         &format!("http://{ip}/"),

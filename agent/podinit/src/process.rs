@@ -155,7 +155,9 @@ impl Process {
                         session.progress_ns = sys::now_ns();
                         continue;
                     }
-                    Err(err) if err.kind() == io::ErrorKind::WouldBlock => session.progress_ns = sys::now_ns(),
+                    Err(err) if err.kind() == io::ErrorKind::WouldBlock => {
+                        session.progress_ns = sys::now_ns()
+                    }
                     Err(_) => {
                         session.open = false;
                         continue;

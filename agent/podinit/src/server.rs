@@ -372,7 +372,8 @@ impl Server {
             if process.attached.is_empty() {
                 continue;
             }
-            let (ended, once) = (process.state.exit.is_some() && process.drained(), protocol::FLAG_STDIN_ONCE);
+            let (ended, once) =
+                (process.state.exit.is_some() && process.drained(), protocol::FLAG_STDIN_ONCE);
             let before = process.attached.len();
             let mut had_stdin = false;
             process.attached.retain(|a| {

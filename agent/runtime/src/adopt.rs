@@ -34,7 +34,9 @@ impl Runtime {
             }
         }
         for dir in entries(&self.config.root.join("containers")) {
-            let Some(id) = dir.file_name().and_then(|n| n.to_str()).map(ToString::to_string) else { continue };
+            let Some(id) = dir.file_name().and_then(|n| n.to_str()).map(ToString::to_string) else {
+                continue;
+            };
             let loaded = state::load::<ContainerRecord>(&self.config.container_record(&id));
             let adopted = loaded.map_err(internal("record")).and_then(|record| {
                 let sandbox = self.sandbox(&record.sandbox_id)?;
@@ -74,7 +76,9 @@ impl Runtime {
                     self.watch_podinit(sandbox, &pidfd);
                     match self.join_podinit(sandbox).await {
                         Ok(()) => return,
-                        Err(err) => tracing::error!(sandbox = sandbox.id, %err, "podinit lives but can't be joined"),
+                        Err(err) => {
+                            tracing::error!(sandbox = sandbox.id, %err, "podinit lives but can't be joined")
+                        }
                     }
                 }
                 Err(_gone) => {
@@ -101,7 +105,8 @@ impl Runtime {
         let containers = self.containers_of(&sandbox.id);
         for process in &known {
             self.on_exit(process);
-            let ours = containers.iter().any(|c| c.id == process.id) || lock(&self.execs).contains_key(&process.id);
+            let ours =
+                containers.iter().any(|c| c.id == process.id) || lock(&self.execs).contains_key(&process.id);
             // An exec of an agent that is gone has lost its streams: it is left to end by itself.
             if !ours && process.exit.is_some() {
                 podinit.release(&process.id).await;
@@ -131,7 +136,9 @@ impl Runtime {
             }
             if container.state() == ContainerState::Running {
                 let process = lock(&container.record).process;
-                let opened = process.ok_or(std::io::ErrorKind::NotFound.into()).and_then(crate::state::ProcessId::open);
+                let opened = process
+                    .ok_or(std::io::ErrorKind::NotFound.into())
+                    .and_then(crate::state::ProcessId::open);
                 *lock(&container.pidfd) = opened.ok().map(Arc::new);
             }
         }
@@ -157,11 +164,15 @@ impl Runtime {
         let known: HashSet<String> = lock(&self.sandboxes).keys().cloned().collect();
         let mut strays = HashSet::new();
         for dir in [self.config.run.join("sandboxes"), self.config.run.join("netns")] {
-            strays.extend(entries(&dir).iter().filter_map(|p| p.file_name()?.to_str().map(ToString::to_string)));
+            strays.extend(
+                entries(&dir).iter().filter_map(|p| p.file_name()?.to_str().map(ToString::to_string)),
+            );
         }
         let cgroups = entries(&self.config.cgroup_root.join("podinit"));
         let is_id = |n: &str| n.len() == 64 && n.bytes().all(|b| b.is_ascii_hexdigit());
-        strays.extend(cgroups.iter().filter(|p| p.is_dir()).filter_map(|p| Some(p.file_name()?.to_str()?.to_string())));
+        strays.extend(
+            cgroups.iter().filter(|p| p.is_dir()).filter_map(|p| Some(p.file_name()?.to_str()?.to_string())),
+        );
         for id in strays.iter().filter(|id| is_id(id) && !known.contains(*id)) {
             tracing::info!(sandbox = id, "clearing what is left of an unknown sandbox");
             let cgroup = podinit_cgroup(id);

@@ -72,7 +72,9 @@ impl Tree {
     /// A descriptor to be born into.
     pub fn open_dir(&self, relative: &str) -> Result<OwnedFd, CriError> {
         let path = self.path(relative);
-        std::fs::File::open(&path).map(OwnedFd::from).map_err(internal(format!("opening cgroup {}", path.display())))
+        std::fs::File::open(&path)
+            .map(OwnedFd::from)
+            .map_err(internal(format!("opening cgroup {}", path.display())))
     }
 
     /// Sets limits, through libcgroups. Those of controllers that are missing are left out; that the machine lacks them
@@ -80,7 +82,8 @@ impl Tree {
     pub fn apply(&self, relative: &str, resources: &LinuxResources) -> Result<(), CriError> {
         let fail = |what: String| CriError::Internal(format!("limits of cgroup {relative}: {what}"));
         let oci = to_oci(resources, &self.available).map_err(|e| fail(e.to_string()))?;
-        let manager = Manager::new(self.root.clone(), PathBuf::from(relative)).map_err(|e| fail(e.to_string()))?;
+        let manager =
+            Manager::new(self.root.clone(), PathBuf::from(relative)).map_err(|e| fail(e.to_string()))?;
         let options = ControllerOpt {
             resources: &oci,
             disable_oom_killer: false,
@@ -91,7 +94,8 @@ impl Tree {
         // Not in the OCI resources as cgroup v2 means them: swap of its own, and the group kill.
         if self.available.contains("memory") {
             let write = |file: &str, value: String| {
-                std::fs::write(self.path(relative).join(file), value).map_err(internal(format!("{relative}/{file}")))
+                std::fs::write(self.path(relative).join(file), value)
+                    .map_err(internal(format!("{relative}/{file}")))
             };
             if let Some(swap) = resources.memory_swap_limit {
                 // A kernel without swap accounting has no such file and no swap to limit.
@@ -224,7 +228,8 @@ fn to_oci(
             let bytes = i64::try_from(*bytes).unwrap_or(i64::MAX);
             oci::LinuxHugepageLimitBuilder::default().page_size(size.clone()).limit(bytes).build()
         };
-        builder = builder.hugepage_limits(resources.hugepage_limits.iter().map(limit).collect::<Result<Vec<_>, _>>()?);
+        builder = builder
+            .hugepage_limits(resources.hugepage_limits.iter().map(limit).collect::<Result<Vec<_>, _>>()?);
     }
     builder.build()
 }
@@ -248,7 +253,8 @@ mod tests {
 
     #[test]
     fn limits_are_written() {
-        let files = ["cpu.weight", "cpu.max", "memory.max", "memory.oom.group", "memory.swap.max", "pids.max"];
+        let files =
+            ["cpu.weight", "cpu.max", "memory.max", "memory.oom.group", "memory.swap.max", "pids.max"];
         let (root, tree) = fake("cpu memory pids\n", &files);
         let resources = LinuxResources {
             cpu_shares: Some(1024),
@@ -278,7 +284,8 @@ mod tests {
     fn shares_to_weight_keeps_both_ends() {
         for (shares, weight) in [(2, "1"), (1024, "100"), (262_144, "10000")] {
             let (root, tree) = fake("cpu", &["cpu.weight"]);
-            tree.apply("pod", &LinuxResources { cpu_shares: Some(shares), ..LinuxResources::default() }).unwrap();
+            tree.apply("pod", &LinuxResources { cpu_shares: Some(shares), ..LinuxResources::default() })
+                .unwrap();
             assert_eq!(std::fs::read_to_string(root.join("pod/cpu.weight")).unwrap(), weight);
             std::fs::remove_dir_all(root).unwrap();
         }
@@ -287,7 +294,8 @@ mod tests {
     #[test]
     fn missing_controllers_are_left_out() {
         let (root, tree) = fake("hugetlb\n", &[]);
-        let resources = LinuxResources { memory_limit: Some(1), cpu_shares: Some(2), ..LinuxResources::default() };
+        let resources =
+            LinuxResources { memory_limit: Some(1), cpu_shares: Some(2), ..LinuxResources::default() };
         tree.apply("pod", &resources).unwrap();
         assert_eq!(tree.missing(), WANTED);
         assert!(matches!(tree.create("../x"), Err(CriError::Invalid(_))));

@@ -10,8 +10,8 @@ use std::time::{Duration, SystemTime};
 
 use caps::CapSet;
 use keelson_cri::{
-    ContainerConfig, ContainerEvent, ContainerState, CriError, LinuxResources, NamespaceMode, Result, SeccompProfile,
-    SecurityContext, UnpackedImage,
+    ContainerConfig, ContainerEvent, ContainerState, CriError, LinuxResources, NamespaceMode, Result,
+    SeccompProfile, SecurityContext, UnpackedImage,
 };
 use keelson_podinit::protocol::{self, Request as PodinitRequest};
 use rustix::pipe::{PipeFlags, pipe_with};
@@ -124,7 +124,12 @@ fn held_capabilities() -> Result<BTreeSet<String>> {
 }
 
 impl Runtime {
-    fn process_plan(&self, config: &ContainerConfig, image: &UnpackedImage, hostname: &str) -> Result<ProcessPlan> {
+    fn process_plan(
+        &self,
+        config: &ContainerConfig,
+        image: &UnpackedImage,
+        hostname: &str,
+    ) -> Result<ProcessPlan> {
         let security = &config.security;
         let capabilities: Vec<String> =
             plan::container_capabilities(security, &held_capabilities()?)?.into_iter().collect();
@@ -170,9 +175,13 @@ impl Runtime {
             let record = lock(&sandbox.record);
             (record.config.hostname.clone(), record.config.log_directory.clone())
         };
-        let hostname =
-            if hostname.is_empty() { rustix::system::uname().nodename().to_string_lossy().into_owned() } else { hostname };
-        let stop_signal = config.stop_signal.as_deref().or(image.config.stop_signal.as_deref()).unwrap_or("SIGTERM");
+        let hostname = if hostname.is_empty() {
+            rustix::system::uname().nodename().to_string_lossy().into_owned()
+        } else {
+            hostname
+        };
+        let stop_signal =
+            config.stop_signal.as_deref().or(image.config.stop_signal.as_deref()).unwrap_or("SIGTERM");
         let record = ContainerRecord {
             id: id.to_string(),
             sandbox_id: sandbox.id.clone(),
@@ -322,7 +331,11 @@ impl Runtime {
         prepared.sync.go().await.map_err(|failure| start_error(&failure))
     }
 
-    fn container_plan(&self, record: &ContainerRecord, sandbox: &keelson_cri::PodSandboxConfig) -> ContainerPlan {
+    fn container_plan(
+        &self,
+        record: &ContainerRecord,
+        sandbox: &keelson_cri::PodSandboxConfig,
+    ) -> ContainerPlan {
         let security = &record.config.security;
         let dir = self.config.container_dir(&record.id);
         let shm = match sandbox.namespaces.ipc {
@@ -364,7 +377,8 @@ impl Runtime {
             return Ok((sync, spawned, None));
         }
         let socket = format!("{id}.sock");
-        let listener = bind_listener(&self.config.sandbox_run(&sandbox.id), &socket).map_err(internal("socket"))?;
+        let listener =
+            bind_listener(&self.config.sandbox_run(&sandbox.id), &socket).map_err(internal("socket"))?;
         let cgroup = self.cgroups.open_dir(&sandbox.podinit_cgroup())?;
         all.extend([cgroup.as_fd(), self.podinit_binary.as_fd(), listener.as_fd()]);
         let spawned = self.spawn(request, &all).await?;
@@ -387,7 +401,8 @@ impl Runtime {
         let (user, warnings, console) = match ready {
             Ok(result) => result.map_err(|failure| start_error(&failure))?,
             Err(_elapsed) => {
-                sys::pidfd_signal(&spawned.pidfd, libc::SIGKILL).map_err(internal("killing a stuck process"))?;
+                sys::pidfd_signal(&spawned.pidfd, libc::SIGKILL)
+                    .map_err(internal("killing a stuck process"))?;
                 return Err(CriError::Internal("the container's set-up took more than two minutes".into()));
             }
         };
@@ -408,7 +423,15 @@ impl Runtime {
         let borrowed: Vec<_> = fds.iter().map(AsFd::as_fd).collect();
         let register = PodinitRequest::Register { id: id.into(), pid: spawned.pid, flags };
         podinit.request(&register, &borrowed).await.map_err(internal("registering with podinit"))?;
-        Ok(Prepared { sync, pidfd: spawned.pidfd, podinit, own: own.is_some(), user, warnings, console: kept })
+        Ok(Prepared {
+            sync,
+            pidfd: spawned.pidfd,
+            podinit,
+            own: own.is_some(),
+            user,
+            warnings,
+            console: kept,
+        })
     }
 
     /// CRI StopContainer.
@@ -458,7 +481,9 @@ impl Runtime {
         self.cgroups.remove(cgroup)?;
         let dir = self.config.container_dir(id);
         let removed = tokio::task::spawn_blocking(move || remove_found(std::fs::remove_dir_all(dir))).await;
-        removed.map_err(internal("removing the container's files"))?.map_err(internal("removing the container's files"))?;
+        removed
+            .map_err(internal("removing the container's files"))?
+            .map_err(internal("removing the container's files"))?;
         self.images.release(id).await
     }
 
@@ -479,7 +504,11 @@ impl Runtime {
         let path = lock(&container.record).log_path.clone();
         let log = open_log(&path)?;
         let request = PodinitRequest::ReopenLog { id: id.into() };
-        container.podinit()?.request(&request, &[log.as_fd()]).await.map_err(internal("reopening the log"))?;
+        container
+            .podinit()?
+            .request(&request, &[log.as_fd()])
+            .await
+            .map_err(internal("reopening the log"))?;
         Ok(())
     }
 }
@@ -488,9 +517,9 @@ impl Runtime {
 pub(crate) fn start_error(failure: &Failure) -> CriError {
     match failure.kind {
         FailureKind::Setup => CriError::Internal(format!("unable to start container process: {failure}")),
-        FailureKind::CommandNotFound | FailureKind::CommandNotExecutable => {
-            CriError::Internal(format!("failed to create containerd task: unable to start container process: {failure}"))
-        }
+        FailureKind::CommandNotFound | FailureKind::CommandNotExecutable => CriError::Internal(format!(
+            "failed to create containerd task: unable to start container process: {failure}"
+        )),
     }
 }
 
@@ -499,7 +528,10 @@ fn check_mounts(config: &ContainerConfig) -> Result<()> {
     use keelson_cri::MountPropagation;
     for mount in &config.mounts {
         if !mount.host_path.is_absolute() || !mount.container_path.is_absolute() {
-            return Err(CriError::Invalid(format!("mount {} is not absolute", mount.container_path.display())));
+            return Err(CriError::Invalid(format!(
+                "mount {} is not absolute",
+                mount.container_path.display()
+            )));
         }
         if mount.propagation == MountPropagation::Private {
             continue;
@@ -564,7 +596,9 @@ mod tests {
         for (name, number) in [("SIGTERM", 15), ("quit", 3), ("9", 9), ("SIGRTMIN+3", 37), ("RTMIN+1", 35)] {
             assert_eq!(signal_number(name).unwrap(), number, "{name}");
         }
-        assert!(signal_number("SIGFOO").is_err() && signal_number("0").is_err() && signal_number("99").is_err());
+        assert!(
+            signal_number("SIGFOO").is_err() && signal_number("0").is_err() && signal_number("99").is_err()
+        );
     }
 
     #[test]

@@ -111,7 +111,9 @@ impl Sandbox {
     /// The connection to podinit and its pidfd, while it lives.
     pub fn live(&self) -> Result<(Arc<Podinit>, Arc<OwnedFd>), CriError> {
         match (lock(&self.podinit).clone(), lock(&self.pidfd).clone()) {
-            (Some(podinit), Some(pidfd)) if lock(&self.record).phase == SandboxPhase::Ready => Ok((podinit, pidfd)),
+            (Some(podinit), Some(pidfd)) if lock(&self.record).phase == SandboxPhase::Ready => {
+                Ok((podinit, pidfd))
+            }
             _ => Err(CriError::FailedPrecondition(format!("sandbox {} is not ready", self.id))),
         }
     }
@@ -191,7 +193,8 @@ impl Runtime {
             make_dir(&dir, mode).map_err(|source| RuntimeError::Path { path: dir, source })?;
         }
         let path = config.cgroup_root.clone();
-        let cgroups = Tree::open(&path).map_err(|source| RuntimeError::Path { path: path.clone(), source })?;
+        let cgroups =
+            Tree::open(&path).map_err(|source| RuntimeError::Path { path: path.clone(), source })?;
         let missing = cgroups.missing();
         if !missing.is_empty() && !config.allow_missing_controllers {
             return Err(RuntimeError::MissingControllers { path, missing });
@@ -239,7 +242,8 @@ impl Runtime {
     /// Writes a sandbox's record after a change.
     pub(crate) fn save_sandbox(&self, sandbox: &Sandbox) -> Result<(), CriError> {
         let record = lock(&sandbox.record).clone();
-        state::save(&self.config.sandbox_record(&sandbox.id), &record).map_err(internal("writing the sandbox's record"))
+        state::save(&self.config.sandbox_record(&sandbox.id), &record)
+            .map_err(internal("writing the sandbox's record"))
     }
 
     /// Writes a container's record after a change.
@@ -260,7 +264,8 @@ impl Runtime {
             match exit {
                 Some(exit) => {
                     let code = exit.exit_code();
-                    record.finished_at = Some(SystemTime::UNIX_EPOCH + Duration::from_nanos(exit.finished_ns));
+                    record.finished_at =
+                        Some(SystemTime::UNIX_EPOCH + Duration::from_nanos(exit.finished_ns));
                     record.exit_code = Some(code);
                     let reason = if self.cgroups.oom_kills(&container.cgroup()) > 0 {
                         "OOMKilled"
@@ -276,7 +281,8 @@ impl Runtime {
                     record.finished_at = Some(SystemTime::now());
                     record.exit_code = Some(255);
                     record.reason = Some("Unknown".into());
-                    record.message = Some("the node restarted or podinit was killed; the exit status is lost".into());
+                    record.message =
+                        Some("the node restarted or podinit was killed; the exit status is lost".into());
                 }
             }
         }

@@ -55,13 +55,33 @@ fn sysctl_path(name: &str, host_net: bool, host_ipc: bool) -> Result<PathBuf> {
     let slashed = match (name.find('.'), name.find('/')) {
         (Some(dot), Some(slash)) if slash < dot => name.to_string(),
         (None, _) => name.to_string(),
-        _ => name.chars().map(|c| if c == '.' { '/' } else if c == '/' { '.' } else { c }).collect(),
+        _ => name
+            .chars()
+            .map(|c| {
+                if c == '.' {
+                    '/'
+                } else if c == '/' {
+                    '.'
+                } else {
+                    c
+                }
+            })
+            .collect(),
     };
     if slashed.split('/').any(|part| part.is_empty() || part == ".." || part == ".") {
         return Err(CriError::Invalid(format!("sysctl {name:?} is not a valid name")));
     }
-    let ipc = ["kernel/msgmax", "kernel/msgmnb", "kernel/msgmni", "kernel/sem", "kernel/shmall", "kernel/shmmax",
-        "kernel/shmmni", "kernel/shm_rmid_forced"].contains(&slashed.as_str())
+    let ipc = [
+        "kernel/msgmax",
+        "kernel/msgmnb",
+        "kernel/msgmni",
+        "kernel/sem",
+        "kernel/shmall",
+        "kernel/shmmax",
+        "kernel/shmmni",
+        "kernel/shm_rmid_forced",
+    ]
+    .contains(&slashed.as_str())
         || slashed.starts_with("fs/mqueue/");
     let net = slashed.starts_with("net/");
     if (ipc && !host_ipc) || (net && !host_net) {
@@ -136,7 +156,8 @@ impl Runtime {
             let shm = shm(&run);
             make_dir(&shm, 0o755).map_err(internal("making /dev/shm"))?;
             let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
-            mount("shm", &shm, "tmpfs", flags, Some(c"mode=1777,size=65536k")).map_err(internal("mounting /dev/shm"))?;
+            mount("shm", &shm, "tmpfs", flags, Some(c"mode=1777,size=65536k"))
+                .map_err(internal("mounting /dev/shm"))?;
         }
         let listener = bind_listener(&run, SOCKET).map_err(internal("podinit's socket"))?;
         let pidfd = self.spawn_podinit(plan.clone(), &podinit_cgroup, &listener).await?;
@@ -149,7 +170,8 @@ impl Runtime {
         if let Some(request) = request {
             let netns = &request.netns;
             std::fs::File::create(netns).map_err(internal(netns.display()))?;
-            mount_bind(format!("/proc/{}/ns/net", process.pid), netns).map_err(internal("pinning the netns"))?;
+            mount_bind(format!("/proc/{}/ns/net", process.pid), netns)
+                .map_err(internal("pinning the netns"))?;
             let status = self.network.setup(&request).await?;
             lock(&sandbox.record).ips = status.ips;
         }
@@ -177,7 +199,8 @@ impl Runtime {
         fds: &[std::os::fd::BorrowedFd<'_>],
     ) -> Result<crate::spawner::Spawned> {
         // A birth takes about a millisecond; a task moved to another thread would need copies of all descriptors.
-        let multi = tokio::runtime::Handle::current().runtime_flavor() == tokio::runtime::RuntimeFlavor::MultiThread;
+        let multi =
+            tokio::runtime::Handle::current().runtime_flavor() == tokio::runtime::RuntimeFlavor::MultiThread;
         let call = || self.spawner.spawn(request, fds);
         let result = if multi { tokio::task::block_in_place(call) } else { call() };
         result.map_err(internal("spawner"))
@@ -310,9 +333,12 @@ mod tests {
         );
         assert_eq!(check("net/core/somaxconn", false, true).unwrap(), "/proc/sys/net/core/somaxconn");
         assert_eq!(check("kernel.shmmax", true, false).unwrap(), "/proc/sys/kernel/shmmax");
-        for (name, net, ipc) in
-            [("kernel.panic", false, false), ("net.core.x", true, false), ("kernel.sem", false, true), ("net/../kernel/panic", false, false)]
-        {
+        for (name, net, ipc) in [
+            ("kernel.panic", false, false),
+            ("net.core.x", true, false),
+            ("kernel.sem", false, true),
+            ("net/../kernel/panic", false, false),
+        ] {
             assert!(check(name, net, ipc).is_err(), "{name}");
         }
     }

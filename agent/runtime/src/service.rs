@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use keelson_cri::{
-    ContainerConfig, ContainerEvent, ContainerStatus, ExecRequest, LinuxResources, PodSandboxConfig, PodSandboxStatus,
-    ResourceUsage, Result, RuntimeService, RuntimeStatus, StreamSession,
+    ContainerConfig, ContainerEvent, ContainerStatus, ExecRequest, LinuxResources, PodSandboxConfig,
+    PodSandboxStatus, ResourceUsage, Result, RuntimeService, RuntimeStatus, StreamSession,
 };
 use tokio::sync::broadcast;
 
@@ -101,7 +101,11 @@ impl RuntimeService for Runtime {
         } else {
             Err(format!("cgroup root {} is gone", self.config.cgroup_root.display()))
         };
-        RuntimeStatus { runtime, network: self.network.status().await, missing_controllers: self.cgroups.missing() }
+        RuntimeStatus {
+            runtime,
+            network: self.network.status().await,
+            missing_controllers: self.cgroups.missing(),
+        }
     }
 }
 

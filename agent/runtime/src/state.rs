@@ -6,7 +6,9 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
-use keelson_cri::{ContainerConfig, ContainerState, ContainerStatus, PodSandboxConfig, PodSandboxState, PodSandboxStatus};
+use keelson_cri::{
+    ContainerConfig, ContainerState, ContainerStatus, PodSandboxConfig, PodSandboxState, PodSandboxStatus,
+};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};

@@ -8,7 +8,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use keelson_cri::{BoxRead, BoxWrite, ContainerState, CriError, ExecRequest, NamespaceMode, Result, StreamSession, TerminalSize};
+use keelson_cri::{
+    BoxRead, BoxWrite, ContainerState, CriError, ExecRequest, NamespaceMode, Result, StreamSession,
+    TerminalSize,
+};
 use keelson_podinit::protocol::{self, MAX_ATTACH_PACKET, Request as PodinitRequest, attach};
 use tokio::io::unix::AsyncFd;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
@@ -91,7 +94,11 @@ impl Done {
 }
 
 impl<R: AsyncRead + Unpin> AsyncRead for Tracked<R> {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         let before = (buf.filled().len(), buf.remaining());
         let result = ready!(Pin::new(&mut self.inner).poll_read(cx, buf));
         if result.is_err() || (before.1 > 0 && buf.filled().len() == before.0) {
@@ -149,11 +156,14 @@ impl Runtime {
         stdio.child.clear();
 
         // podinit wants a file for the record; nobody will look for it once this agent is gone.
-        let record = std::fs::OpenOptions::new().write(true).open("/dev/null").map_err(internal("/dev/null"))?;
+        let record =
+            std::fs::OpenOptions::new().write(true).open("/dev/null").map_err(internal("/dev/null"))?;
         let (exit_tx, exited) = oneshot::channel();
         lock(&self.execs).insert(exec_id.clone(), exit_tx);
         let prepared = self
-            .prepare(&container.sandbox, sync, spawned, own, &exec_id, protocol::FLAG_EXEC, |_| vec![record.into()])
+            .prepare(&container.sandbox, sync, spawned, own, &exec_id, protocol::FLAG_EXEC, |_| {
+                vec![record.into()]
+            })
             .await
             .inspect_err(|_| drop(lock(&self.execs).remove(&exec_id)))?;
         let go = prepared.sync.go().await;
@@ -166,7 +176,13 @@ impl Runtime {
         }
 
         let mut dones = Vec::new();
-        let mut session = StreamSession { stdin: None, stdout: None, stderr: None, resize: None, exit: oneshot::channel().1 };
+        let mut session = StreamSession {
+            stdin: None,
+            stdout: None,
+            stderr: None,
+            resize: None,
+            exit: oneshot::channel().1,
+        };
         if let Some(console) = prepared.console {
             rustix::io::ioctl_fionbio(&console, true).map_err(internal("console"))?;
             let console = Arc::new(sys::async_fd(console, false).map_err(internal("console"))?);
@@ -181,7 +197,12 @@ impl Runtime {
             tokio::spawn(async move {
                 while let Some(size) = sizes.recv().await {
                     let Some(console) = console.upgrade() else { return };
-                    let size = rustix::termios::Winsize { ws_row: size.height, ws_col: size.width, ws_xpixel: 0, ws_ypixel: 0 };
+                    let size = rustix::termios::Winsize {
+                        ws_row: size.height,
+                        ws_col: size.width,
+                        ws_xpixel: 0,
+                        ws_ypixel: 0,
+                    };
                     if let Err(err) = rustix::termios::tcsetwinsize(console.get_ref(), size) {
                         tracing::debug!(%err, "resize");
                     }
@@ -193,7 +214,8 @@ impl Runtime {
             };
             session.stdout = receiver(stdio.stdout)?.map(|r| tracked(r, &mut dones));
             session.stderr = receiver(stdio.stderr)?.map(|r| tracked(r, &mut dones));
-            let sender = stdio.stdin.map(pipe::Sender::from_owned_fd).transpose().map_err(internal("pipe"))?;
+            let sender =
+                stdio.stdin.map(pipe::Sender::from_owned_fd).transpose().map_err(internal("pipe"))?;
             session.stdin = sender.map(|s| Box::new(s) as BoxWrite);
         }
         let (tx, rx) = oneshot::channel();
@@ -225,7 +247,8 @@ impl Runtime {
             let id = id.to_string();
             tokio::spawn(async move {
                 while let Some(size) = sizes.recv().await {
-                    let request = PodinitRequest::Resize { id: id.clone(), rows: size.height, cols: size.width };
+                    let request =
+                        PodinitRequest::Resize { id: id.clone(), rows: size.height, cols: size.width };
                     if let Err(err) = podinit.request(&request, &[]).await {
                         tracing::debug!(%err, "resize");
                     }
@@ -281,7 +304,9 @@ impl Runtime {
             }
         }
         let err = last.map_or_else(String::new, |e| e.to_string());
-        Err(CriError::Internal(format!("failed to connect to localhost:{port} inside namespace {sandbox_id}: {err}")))
+        Err(CriError::Internal(format!(
+            "failed to connect to localhost:{port} inside namespace {sandbox_id}: {err}"
+        )))
     }
 }
 
@@ -318,7 +343,8 @@ async fn follow_exec(
     };
     // A timeout is fine: see DRAIN_TIMEOUT.
     let _ = tokio::time::timeout(DRAIN_TIMEOUT, read_out).await;
-    let _ = tx.send(code.map_err(|_closed| CriError::Internal("the sandbox died while the command ran".into())));
+    let _ =
+        tx.send(code.map_err(|_closed| CriError::Internal("the sandbox died while the command ran".into())));
 }
 
 async fn forward_output(

@@ -74,11 +74,24 @@ async fn security_context_is_honoured() {
     let node = Node::new();
     let runtime = node.runtime().await;
     let sandbox = runtime.run_pod_sandbox(sandbox_config(&node, "sec")).await.unwrap();
-    let with = |name: &str, text: &str, security: SecurityContext| ContainerConfig { security, ..script(name, text) };
+    let with = |name: &str, text: &str, security: SecurityContext| ContainerConfig {
+        security,
+        ..script(name, text)
+    };
     let base = SecurityContext::default;
 
-    let by_name = SecurityContext { run_as_username: Some("web".into()), supplemental_groups: vec![7], ..base() };
-    let (status, lines) = run(&runtime, &sandbox.id, with("u", "id -u; id -g; id -G; echo $HOME; grep CapEff /proc/self/status; echo hi > /dev/stdout", by_name)).await;
+    let by_name =
+        SecurityContext { run_as_username: Some("web".into()), supplemental_groups: vec![7], ..base() };
+    let (status, lines) = run(
+        &runtime,
+        &sandbox.id,
+        with(
+            "u",
+            "id -u; id -g; id -G; echo $HOME; grep CapEff /proc/self/status; echo hi > /dev/stdout",
+            by_name,
+        ),
+    )
+    .await;
     assert_eq!(lines, ["101", "102", "102 4 7", "/var/web", "CapEff:\t0000000000000000", "hi"]);
     assert_eq!(status.user, Some((101, 102, vec![4, 7])));
 
@@ -96,11 +109,24 @@ async fn security_context_is_honoured() {
     let (_, lines) = run(&runtime, &sandbox.id, with("n", text, no_new_privs)).await;
     assert_eq!(
         lines,
-        ["1234", "55", "CapBnd:\t0000000000000400", "NoNewPrivs:\t1", "Seccomp:\t2", "touch: /x: Read-only file system", "shm"]
+        [
+            "1234",
+            "55",
+            "CapBnd:\t0000000000000400",
+            "NoNewPrivs:\t1",
+            "Seccomp:\t2",
+            "touch: /x: Read-only file system",
+            "shm"
+        ]
     );
 
     let privileged = SecurityContext { privileged: true, ..base() };
-    let (_, lines) = run(&runtime, &sandbox.id, with("p", "grep Seccomp: /proc/self/status; mount -t tmpfs none /tmp && echo mounted", privileged)).await;
+    let (_, lines) = run(
+        &runtime,
+        &sandbox.id,
+        with("p", "grep Seccomp: /proc/self/status; mount -t tmpfs none /tmp && echo mounted", privileged),
+    )
+    .await;
     assert_eq!(lines, ["Seccomp:\t0", "mounted"]);
 
     let profile = node.dir.join("profile.json");
@@ -140,12 +166,21 @@ async fn mounts_and_working_dir() {
             bind("/etc/hosts", host.join("file"), false),
             bind("/evil/keelson-escape", host.clone(), false),
         ],
-        ..script("m", "pwd; cat /etc/hosts; touch /ro/deep/x 2>&1; echo new > /rw/new; cat /ro/deep/new; ls -d /var/tmp/keelson-escape")
+        ..script(
+            "m",
+            "pwd; cat /etc/hosts; touch /ro/deep/x 2>&1; echo new > /rw/new; cat /ro/deep/new; ls -d /var/tmp/keelson-escape",
+        )
     };
     let (_, lines) = run(&runtime, &sandbox.id, config).await;
     assert_eq!(
         lines,
-        ["/made/here", "content", "touch: /ro/deep/x: Read-only file system", "new", "/var/tmp/keelson-escape"]
+        [
+            "/made/here",
+            "content",
+            "touch: /ro/deep/x: Read-only file system",
+            "new",
+            "/var/tmp/keelson-escape"
+        ]
     );
     assert!(!std::path::Path::new("/var/tmp/keelson-escape").exists());
     std::os::unix::fs::symlink("/proc/sys", node.dir.join("layer/tricky")).unwrap();

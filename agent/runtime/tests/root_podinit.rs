@@ -19,7 +19,12 @@ async fn podinit_holds_next_to_nothing() {
     let pid = procs.trim();
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
     let none = "0000000000000000";
-    for line in [format!("CapPrm:\t{none}"), format!("CapBnd:\t{none}"), "NoNewPrivs:\t1".into(), "Threads:\t1".into()] {
+    for line in [
+        format!("CapPrm:\t{none}"),
+        format!("CapBnd:\t{none}"),
+        "NoNewPrivs:\t1".into(),
+        "Threads:\t1".into(),
+    ] {
         assert!(status.contains(&line), "no {line:?} in {status}");
     }
     // Listener, epoll, signalfd; exit record, log, stdout, stderr; the agent's connection.
@@ -27,7 +32,8 @@ async fn podinit_holds_next_to_nothing() {
     let fds: Vec<_> = fds.map(|e| std::fs::read_link(e.path()).unwrap()).collect();
     assert_eq!(fds.len(), 8, "{fds:?}");
     let rollup = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap();
-    let dirty = rollup.lines().find_map(|l| l.strip_prefix("Private_Dirty:")?.trim().strip_suffix(" kB")).unwrap();
+    let dirty =
+        rollup.lines().find_map(|l| l.strip_prefix("Private_Dirty:")?.trim().strip_suffix(" kB")).unwrap();
     println!("podinit: {dirty} kB Private_Dirty");
     assert!(dirty.parse::<u64>().unwrap() < 256, "podinit has {dirty} kB of private memory");
     node.finish(runtime).await;
@@ -49,7 +55,10 @@ async fn starting_is_fast() {
         let stop = std::time::Instant::now();
         runtime.stop_pod_sandbox(&sandbox.id).await.unwrap();
         runtime.remove_pod_sandbox(&sandbox.id).await.unwrap();
-        println!("sandbox {made:?}, created {created:?}, started {started:?}, removed in {:?}", stop.elapsed());
+        println!(
+            "sandbox {made:?}, created {created:?}, started {started:?}, removed in {:?}",
+            stop.elapsed()
+        );
         // A bound against accidents, not the aim: the machine may be busy.
         assert!(started.as_millis() < 2000);
     }

@@ -143,7 +143,10 @@ async fn port_forward_reaches_the_pods_loopback() {
     stream.read_exact(&mut buf).await.unwrap();
     assert_eq!(&buf, b"ping");
     let err = runtime.port_forward(&sandbox.id, 9).await.unwrap_err().to_string();
-    assert!(err.contains("failed to connect to localhost:9 inside namespace") && err.contains("refused"), "{err}");
+    assert!(
+        err.contains("failed to connect to localhost:9 inside namespace") && err.contains("refused"),
+        "{err}"
+    );
     node.finish(runtime).await;
 }
 
@@ -181,7 +184,8 @@ async fn host_namespaces() {
                 while true; do sleep 0.01; done";
     let id = runtime.create_container(&sandbox.id, script("h", text)).await.unwrap();
     runtime.start_container(&id).await.unwrap();
-    let link = |name: &str| std::fs::read_link(format!("/proc/self/ns/{name}")).unwrap().display().to_string();
+    let link =
+        |name: &str| std::fs::read_link(format!("/proc/self/ns/{name}")).unwrap().display().to_string();
     let log = runtime.container_status(&id).await.unwrap().log_path;
     wait_log(&log, "pid:").await;
     assert_eq!(log_lines(&log), [link("net"), link("pid")]);

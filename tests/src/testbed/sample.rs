@@ -22,8 +22,9 @@ pub fn ask(cluster: &Cluster, limit: Duration) -> Result<(String, String)> {
     if ip.is_empty() {
         bail!("the Service hello has no clusterIP");
     }
-    let get =
-        |url: &str| kubectl.run(&["exec", "deploy/hello", "--", "wget", "-q", "-T", "2", "-O", "-", url]);
+    let get = |url: &str| {
+        kubectl.run(&["exec", "deploy/hello", "--", "timeout", "3", "wget", "-q", "-O", "-", url])
+    };
     let deadline = Instant::now() + limit;
     let by_ip = retry(deadline, || get(&format!("http://{ip}/"))).context("ask through the ClusterIP")?;
     let by_name = retry(deadline, || get("http://hello.default.svc.cluster.local/"))

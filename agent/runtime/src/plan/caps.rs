@@ -6,8 +6,20 @@ use keelson_cri::{CriError, SecurityContext};
 
 /// containerd's and dockerd's default set.
 const DEFAULT: [&str; 14] = [
-    "CHOWN", "DAC_OVERRIDE", "FSETID", "FOWNER", "MKNOD", "NET_RAW", "SETGID", "SETUID", "SETFCAP", "SETPCAP",
-    "NET_BIND_SERVICE", "SYS_CHROOT", "KILL", "AUDIT_WRITE",
+    "CHOWN",
+    "DAC_OVERRIDE",
+    "FSETID",
+    "FOWNER",
+    "MKNOD",
+    "NET_RAW",
+    "SETGID",
+    "SETUID",
+    "SETFCAP",
+    "SETPCAP",
+    "NET_BIND_SERVICE",
+    "SYS_CHROOT",
+    "KILL",
+    "AUDIT_WRITE",
 ];
 
 /// All names that the caps crate knows, `CAP_…`, which is all that Linux has up to 6.18.
@@ -27,7 +39,11 @@ pub fn container_capabilities(
     let canonical = |name: &String| {
         let upper = name.to_ascii_uppercase();
         let full = if upper.starts_with("CAP_") { upper } else { format!("CAP_{upper}") };
-        if known.contains(&full) { Ok(full) } else { Err(CriError::Invalid(format!("unknown capability {name:?}"))) }
+        if known.contains(&full) {
+            Ok(full)
+        } else {
+            Err(CriError::Invalid(format!("unknown capability {name:?}")))
+        }
     };
     let is_all = |name: &String| name.eq_ignore_ascii_case("ALL");
     let mut set: BTreeSet<String> = DEFAULT.iter().map(|c| format!("CAP_{c}")).collect();

@@ -71,8 +71,7 @@ const CHAR: i32 = 2;
 
 /// Devices that any container may read and write: the default nodes, the pty multiplexer and ptys, as in runc's
 /// `AllowedDevices`. A minor of -1 means any.
-const ALLOWED: [(i32, i32); 9] =
-    [(1, 3), (1, 5), (1, 7), (1, 8), (1, 9), (5, 0), (5, 1), (5, 2), (136, -1)];
+const ALLOWED: [(i32, i32); 9] = [(1, 3), (1, 5), (1, 7), (1, 8), (1, 9), (5, 0), (5, 1), (5, 2), (136, -1)];
 
 /// An eBPF program of type CGROUP_DEVICE: making any node is allowed (using it is not), and the devices above are.
 ///
@@ -147,9 +146,15 @@ mod tests {
     #[test]
     fn filter() {
         let (block, read, write) = (1, 2, 4);
-        assert!(allowed(CHAR, read | write, 1, 3) && allowed(CHAR, read, 136, 77) && allowed(CHAR, write, 5, 2));
+        assert!(
+            allowed(CHAR, read | write, 1, 3) && allowed(CHAR, read, 136, 77) && allowed(CHAR, write, 5, 2)
+        );
         assert!(allowed(block, MKNOD, 254, 0) && allowed(CHAR, MKNOD, 10, 200));
-        assert!(!allowed(block, read, 254, 0) && !allowed(CHAR, read, 1, 1) && !allowed(CHAR, read | MKNOD, 10, 200));
+        assert!(
+            !allowed(block, read, 254, 0)
+                && !allowed(CHAR, read, 1, 1)
+                && !allowed(CHAR, read | MKNOD, 10, 200)
+        );
         assert!(!allowed(block, read, 1, 3));
     }
 }

@@ -9,8 +9,17 @@ use super::DeviceNode;
 
 /// Masked in /proc and /sys unless procMount is Unmasked or the container is privileged: containerd's list.
 const MASKED: [&str; 12] = [
-    "/proc/asound", "/proc/acpi", "/proc/interrupts", "/proc/kcore", "/proc/keys", "/proc/latency_stats",
-    "/proc/timer_list", "/proc/timer_stats", "/proc/sched_debug", "/proc/scsi", "/sys/firmware",
+    "/proc/asound",
+    "/proc/acpi",
+    "/proc/interrupts",
+    "/proc/kcore",
+    "/proc/keys",
+    "/proc/latency_stats",
+    "/proc/timer_list",
+    "/proc/timer_stats",
+    "/proc/sched_debug",
+    "/proc/scsi",
+    "/sys/firmware",
     "/sys/devices/virtual/powercap",
 ];
 /// Read-only likewise.
@@ -72,7 +81,12 @@ pub struct MountPlan {
 
 /// Plans the mounts: the OCI defaults, then the pod's own, which replace a default at the same place; parents come
 /// before what lies in them (a stable sort by depth, as containerd's).
-pub fn mount_plan(security: &SecurityContext, mounts: &[Mount], shm: &Path, devices: Vec<DeviceNode>) -> MountPlan {
+pub fn mount_plan(
+    security: &SecurityContext,
+    mounts: &[Mount],
+    shm: &Path,
+    devices: Vec<DeviceNode>,
+) -> MountPlan {
     let step = |target: &str, kind| MountStep { target: target.into(), kind };
     let readonly = !security.privileged;
     let shm = BindPlan {
@@ -144,7 +158,18 @@ mod tests {
         let mounts = [mount("/a/b/c"), mount("data/../dev/shm/"), mount("/a"), mount("/etc/hosts")];
         assert_eq!(
             targets(&SecurityContext::default(), &mounts),
-            ["/proc", "/dev", "/sys", "/a", "/dev/pts", "/dev/mqueue", "/dev/shm", "/etc/hosts", "/sys/fs/cgroup", "/a/b/c"]
+            [
+                "/proc",
+                "/dev",
+                "/sys",
+                "/a",
+                "/dev/pts",
+                "/dev/mqueue",
+                "/dev/shm",
+                "/etc/hosts",
+                "/sys/fs/cgroup",
+                "/a/b/c"
+            ]
         );
     }
 
@@ -153,10 +178,10 @@ mod tests {
         let security = SecurityContext { privileged: true, ..SecurityContext::default() };
         let plan = mount_plan(&security, &[], Path::new("/s"), Vec::new());
         assert!(plan.masked.is_empty() && plan.readonly.is_empty());
-        assert!(plan.steps.contains(&MountStep {
-            target: "/sys".into(),
-            kind: MountKind::Sysfs { readonly: false }
-        }));
+        assert!(
+            plan.steps
+                .contains(&MountStep { target: "/sys".into(), kind: MountKind::Sysfs { readonly: false } })
+        );
         let unmasked = SecurityContext { unmasked_proc: true, ..SecurityContext::default() };
         assert!(mount_plan(&unmasked, &[], Path::new("/s"), Vec::new()).masked.is_empty());
     }

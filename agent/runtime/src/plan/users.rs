@@ -54,7 +54,9 @@ pub fn check_non_root(security: &SecurityContext, image_user: &str) -> Result<()
     let user = security.run_as_username.as_deref().unwrap_or(image_user);
     let name = user.split(':').next().unwrap_or("");
     match name.parse::<u32>() {
-        _ if name.is_empty() => Err(CriError::Invalid("container has runAsNonRoot and image will run as root".into())),
+        _ if name.is_empty() => {
+            Err(CriError::Invalid("container has runAsNonRoot and image will run as root".into()))
+        }
         Ok(0) => Err(CriError::Invalid("container has runAsNonRoot and image will run as root".into())),
         Ok(_) => Ok(()),
         Err(_) => Err(CriError::Invalid(format!(
@@ -156,7 +158,8 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    const PASSWD: &str = "root:x:0:0:root:/root:/bin/sh\nbad line\nwww:x:33:33::/var/www:\n1000:x:7:8::/odd:\n";
+    const PASSWD: &str =
+        "root:x:0:0:root:/root:/bin/sh\nbad line\nwww:x:33:33::/var/www:\n1000:x:7:8::/odd:\n";
     const GROUP: &str = "root:x:0:\nwww:x:33:\nadm:x:4:www,other\nssl:x:90:www\n:::\n";
 
     fn check(user: &str, uid: u32, gid: u32, groups: &[u32], home: &str) {

@@ -280,8 +280,13 @@ mod tests {
         assert!(program.len() < 1500, "{}", program.len());
         for args in [[0; 6], [8; 6], [0xffff_ffff; 6], [38; 6], [39; 6], [40; 6], [41; 6], [0x7e02_0000; 6]] {
             for nr in 0..600 {
-                for (arch, table) in [(AUDIT_ARCH_X86_64, syscalls::X86_64), (AUDIT_ARCH_I386, syscalls::X86)] {
-                    assert_eq!(run(&program, arch, nr, args), meaning(&rules, table, nr, args), "{arch:x} {nr}");
+                for (arch, table) in [(AUDIT_ARCH_X86_64, syscalls::X86_64), (AUDIT_ARCH_I386, syscalls::X86)]
+                {
+                    assert_eq!(
+                        run(&program, arch, nr, args),
+                        meaning(&rules, table, nr, args),
+                        "{arch:x} {nr}"
+                    );
                 }
             }
         }

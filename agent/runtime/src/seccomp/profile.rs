@@ -193,9 +193,11 @@ impl Profile {
                     .enumerate()
                     .any(|(i, c)| conditions[..i].iter().any(|earlier| earlier.index == c.index));
                 if repeated {
-                    rules.extend(
-                        conditions.iter().map(|c| Rule { name: name.clone(), conditions: vec![*c], action }),
-                    );
+                    rules.extend(conditions.iter().map(|c| Rule {
+                        name: name.clone(),
+                        conditions: vec![*c],
+                        action,
+                    }));
                 } else {
                     rules.push(Rule { name: name.clone(), conditions: conditions.clone(), action });
                 }
@@ -286,7 +288,12 @@ mod tests {
     fn default_profile_follows_caps_arch_and_kernel() {
         let plain = evaluate(&["CAP_SYS_CHROOT"], (6, 18));
         assert!(plain.compat32);
-        assert!(has(&plain, "read") && has(&plain, "chroot") && has(&plain, "ptrace") && has(&plain, "arch_prctl"));
+        assert!(
+            has(&plain, "read")
+                && has(&plain, "chroot")
+                && has(&plain, "ptrace")
+                && has(&plain, "arch_prctl")
+        );
         assert!(!has(&plain, "mount") && !has(&plain, "bpf") && !has(&plain, "sync_file_range2"));
         assert!(!has(&evaluate(&[], (4, 7)), "ptrace"));
         assert!(has(&evaluate(&["CAP_SYS_ADMIN"], (6, 18)), "mount"));
@@ -301,7 +308,8 @@ mod tests {
                 .and_then(|p| p.evaluate(&Environment { caps: &[], arch: "amd64", kernel: (6, 1) }))
                 .map_err(|e| e.to_string())
         };
-        let one = r#"{"defaultAction":"SCMP_ACT_ALLOW","syscalls":[{"name":"mkdir","action":"SCMP_ACT_ERRNO"}]}"#;
+        let one =
+            r#"{"defaultAction":"SCMP_ACT_ALLOW","syscalls":[{"name":"mkdir","action":"SCMP_ACT_ERRNO"}]}"#;
         assert_eq!(check(one).unwrap().rules[0].name, "mkdir");
         let notify = r#"{"defaultAction":"SCMP_ACT_NOTIFY"}"#;
         assert_eq!(check(notify).unwrap_err(), "seccomp profile: action SCMP_ACT_NOTIFY is not supported");

@@ -194,7 +194,8 @@ impl ChildSync {
         match self.receive().await.map_err(|e| Failure::setup("sync socket", e))? {
             None => Ok(None),
             Some((bytes, fd)) => {
-                let message = serde_json::from_slice(&bytes).map_err(|e| Failure::setup("sync message", e))?;
+                let message =
+                    serde_json::from_slice(&bytes).map_err(|e| Failure::setup("sync message", e))?;
                 Ok(Some((message, fd)))
             }
         }
@@ -205,7 +206,10 @@ impl ChildSync {
         match self.message().await? {
             Some((ChildMessage::Ready { user, warnings }, fd)) => Ok((user, warnings, fd)),
             Some((ChildMessage::Failed(failure), _)) => Err(failure),
-            None => Err(Failure { kind: FailureKind::Setup, message: "the process died while it was set up".into() }),
+            None => Err(Failure {
+                kind: FailureKind::Setup,
+                message: "the process died while it was set up".into(),
+            }),
         }
     }
 

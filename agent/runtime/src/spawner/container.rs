@@ -10,7 +10,12 @@ use crate::plan::{ContainerPlan, ExecPlan};
 use crate::sys;
 
 /// Builds the container around this process and becomes its command. Only returns on failure.
-pub fn become_container(plan: &ContainerPlan, sync: &OwnedFd, podinit: &OwnedFd, stdio: &[OwnedFd]) -> Failure {
+pub fn become_container(
+    plan: &ContainerPlan,
+    sync: &OwnedFd,
+    podinit: &OwnedFd,
+    stdio: &[OwnedFd],
+) -> Failure {
     let result = (|| {
         sys::set_not_dumpable().map_err(|e| Failure::setup("prctl", e))?;
         sys::ignore_no_signals().map_err(|e| Failure::setup("signals", e))?;
@@ -18,7 +23,8 @@ pub fn become_container(plan: &ContainerPlan, sync: &OwnedFd, podinit: &OwnedFd,
         let pod = ThreadNameSpaceType::NETWORK
             | ThreadNameSpaceType::INTER_PROCESS_COMMUNICATION
             | ThreadNameSpaceType::HOST_NAME_AND_NIS_DOMAIN_NAME;
-        move_into_thread_name_spaces(podinit.as_fd(), pod).map_err(|e| Failure::setup("joining the pod", e))?;
+        move_into_thread_name_spaces(podinit.as_fd(), pod)
+            .map_err(|e| Failure::setup("joining the pod", e))?;
         sys::unshare_cgroup().map_err(|e| Failure::setup("cgroup namespace", e))?;
         // Written while the node's /proc is still there.
         let warnings = process::set_oom_score(&plan.process)?;
@@ -45,7 +51,8 @@ pub fn become_exec(plan: &ExecPlan, sync: &OwnedFd, target: &OwnedFd, stdio: &[O
             | ThreadNameSpaceType::INTER_PROCESS_COMMUNICATION
             | ThreadNameSpaceType::HOST_NAME_AND_NIS_DOMAIN_NAME
             | ThreadNameSpaceType::CONTROL_GROUP;
-        move_into_thread_name_spaces(target.as_fd(), all).map_err(|e| Failure::setup("joining the container", e))?;
+        move_into_thread_name_spaces(target.as_fd(), all)
+            .map_err(|e| Failure::setup("joining the container", e))?;
         Ok(warnings)
     })();
     match result {

@@ -51,11 +51,14 @@ pub fn open_or_make(root: BorrowedFd<'_>, path: &Path, last: Make) -> io::Result
             continue;
         }
         let here = stack.last().ok_or(io::ErrorKind::InvalidInput)?;
-        let step = || rustix::fs::openat(here, &name, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty());
+        let step = || {
+            rustix::fs::openat(here, &name, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())
+        };
         let next = match step() {
             Err(Errno::NOENT) => {
                 if todo.is_empty() && last == Make::File {
-                    let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+                    let flags =
+                        OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
                     rustix::fs::openat(here, &name, flags, Mode::from_raw_mode(0o644))?;
                 } else {
                     match rustix::fs::mkdirat(here, &name, Mode::from_raw_mode(0o755)) {

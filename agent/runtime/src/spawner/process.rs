@@ -125,7 +125,8 @@ fn prepare(
         // The agent died: a container that nobody has registered must not run.
         _ => sys::exit_now(1),
     }
-    let c_string = |s: &String| CString::new(s.as_str()).map_err(|e| Failure::setup("argument or variable", e));
+    let c_string =
+        |s: &String| CString::new(s.as_str()).map_err(|e| Failure::setup("argument or variable", e));
     let args = plan.args.iter().map(c_string).collect::<Result<_, _>>()?;
     let env = env.iter().map(c_string).collect::<Result<_, _>>()?;
     Ok((c_string(&program)?, args, env))
@@ -149,7 +150,9 @@ fn set_stdio(
             }
             return Ok(None);
         }
-        let flags = rustix::pty::OpenptFlags::RDWR | rustix::pty::OpenptFlags::NOCTTY | rustix::pty::OpenptFlags::CLOEXEC;
+        let flags = rustix::pty::OpenptFlags::RDWR
+            | rustix::pty::OpenptFlags::NOCTTY
+            | rustix::pty::OpenptFlags::CLOEXEC;
         let master = rustix::fs::open(
             "/dev/pts/ptmx",
             OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC,

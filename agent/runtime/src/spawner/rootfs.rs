@@ -8,9 +8,9 @@ use std::path::Path;
 use keelson_cri::MountPropagation;
 use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags};
 use rustix::mount::{
-    FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags,
-    UnmountFlags, fsconfig_create, fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, mount, mount_change,
-    move_mount, open_tree, unmount,
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, MountPropagationFlags, MoveMountFlags,
+    OpenTreeFlags, UnmountFlags, fsconfig_create, fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen,
+    mount, mount_change, move_mount, open_tree, unmount,
 };
 
 use super::in_root::{self, Make};
@@ -69,7 +69,9 @@ pub fn enter(root: &OwnedFd) -> io::Result<()> {
 }
 
 fn mount_root(plan: &RootfsPlan) -> io::Result<OwnedFd> {
-    let open = |path: &Path| rustix::fs::open(path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty());
+    let open = |path: &Path| {
+        rustix::fs::open(path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+    };
     let lower = plan.lowerdirs.iter().map(|p| open(p)).collect::<Result<Vec<_>, _>>()?;
     let (upper, work) = (open(&plan.upper)?, open(&plan.work)?);
     // fsconfig refuses values of 256 bytes and mount(2) takes one page for all: paths by descriptor are always short,
@@ -117,9 +119,8 @@ fn attach(tree: &OwnedFd, target: BorrowedFd<'_>) -> io::Result<()> {
 }
 
 fn clone_source(bind: &BindPlan) -> io::Result<OwnedFd> {
-    let flags = OpenTreeFlags::OPEN_TREE_CLONE
-        | OpenTreeFlags::OPEN_TREE_CLOEXEC
-        | OpenTreeFlags::AT_RECURSIVE;
+    let flags =
+        OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_RECURSIVE;
     Ok(open_tree(CWD, &bind.source, flags)?)
 }
 

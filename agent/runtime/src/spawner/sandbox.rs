@@ -39,7 +39,8 @@ fn set_up(plan: &SandboxPlan) -> Result<(), Failure> {
 /// Becomes podinit with nothing open but its listener. Only returns on failure.
 pub fn exec_podinit(binary: &OwnedFd, listener: &OwnedFd) -> Failure {
     let result = (|| {
-        rustix::process::setsid().or_else(|e| if e == rustix::io::Errno::PERM { Ok(rustix::process::getpid()) } else { Err(e) })?;
+        rustix::process::setsid()
+            .or_else(|e| if e == rustix::io::Errno::PERM { Ok(rustix::process::getpid()) } else { Err(e) })?;
         rustix::process::chdir("/")?;
         let null = rustix::fs::open("/dev/null", rustix::fs::OFlags::RDWR, rustix::fs::Mode::empty())?;
         // A duplicate above the numbers that are about to be overwritten.
@@ -53,7 +54,9 @@ pub fn exec_podinit(binary: &OwnedFd, listener: &OwnedFd) -> Failure {
         Ok::<_, std::io::Error>(binary)
     })();
     match result {
-        Ok(binary) => Failure::setup("exec of podinit", sys::exec_fd(&binary, &CString::from(c"keelson-podinit"))),
+        Ok(binary) => {
+            Failure::setup("exec of podinit", sys::exec_fd(&binary, &CString::from(c"keelson-podinit")))
+        }
         Err(err) => Failure::setup("preparing podinit", err),
     }
 }
@@ -64,7 +67,8 @@ pub fn send_socket(sync: &OwnedFd, podinit: &OwnedFd, v6: bool) -> Failure {
     let family = if v6 { AddressFamily::INET6 } else { AddressFamily::INET };
     let result = (|| {
         move_into_thread_name_spaces(podinit.as_fd(), ThreadNameSpaceType::NETWORK)?;
-        let socket = socket_with(family, SocketType::STREAM, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK, None)?;
+        let socket =
+            socket_with(family, SocketType::STREAM, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK, None)?;
         sys::send_fds(sync, b"socket", &[socket.as_fd()])
     })();
     match result {

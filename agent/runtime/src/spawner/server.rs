@@ -90,7 +90,8 @@ fn birth(request: &Request, fds: &[OwnedFd], own: &OwnedFd) -> io::Result<(i32, 
             }
         }
         Request::Container(plan) => {
-            let stdio = if plan.process.tty { &[] } else { fds.get(3..6).ok_or(io::ErrorKind::InvalidInput)? };
+            let stdio =
+                if plan.process.tty { &[] } else { fds.get(3..6).ok_or(io::ErrorKind::InvalidInput)? };
             let supervisor = Supervisor::new(plan.pod_pid, &fds[3 + stdio.len()..])?;
             let (sync, cgroup, podinit) = (fd(0)?, fd(1)?, fd(2)?);
             let flags = CloneFlags { pid: plan.new_pid, mount: true, ..CloneFlags::default() };
@@ -100,7 +101,8 @@ fn birth(request: &Request, fds: &[OwnedFd], own: &OwnedFd) -> io::Result<(i32, 
             })
         }
         Request::Exec(plan) => {
-            let stdio = if plan.process.tty { &[] } else { fds.get(4..7).ok_or(io::ErrorKind::InvalidInput)? };
+            let stdio =
+                if plan.process.tty { &[] } else { fds.get(4..7).ok_or(io::ErrorKind::InvalidInput)? };
             let supervisor = Supervisor::new(plan.pod_pid, &fds[4 + stdio.len()..])?;
             let (sync, cgroup, podinit, target) = (fd(0)?, fd(1)?, fd(2)?, fd(3)?);
             let enter = if plan.pod_pid { vec![podinit, target] } else { vec![] };
@@ -191,7 +193,8 @@ fn below_podinit(
             if let Some(error) = reply.error {
                 return Err(io::Error::other(error));
             }
-            let pidfd = fds.pop().ok_or_else(|| io::Error::other("no pidfd from the intermediate process"))?;
+            let pidfd =
+                fds.pop().ok_or_else(|| io::Error::other("no pidfd from the intermediate process"))?;
             Ok((reply.pid, pidfd))
         }
     }

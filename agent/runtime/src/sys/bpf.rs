@@ -52,7 +52,8 @@ pub fn attach_device_filter(cgroup: impl AsFd, program: &[Insn]) -> io::Result<(
     // SAFETY: `load` is a prefix of union bpf_attr of the size given; its pointers live across the call. A good result
     // is a new descriptor that nobody else owns.
     let fd = unsafe {
-        let fd = super::check(libc::syscall(libc::SYS_bpf, BPF_PROG_LOAD, &raw const load, size_of::<Load>()))?;
+        let fd =
+            super::check(libc::syscall(libc::SYS_bpf, BPF_PROG_LOAD, &raw const load, size_of::<Load>()))?;
         OwnedFd::from_raw_fd(i32::try_from(fd).unwrap_or(-1))
     };
     let attach = Attach {
@@ -62,6 +63,8 @@ pub fn attach_device_filter(cgroup: impl AsFd, program: &[Insn]) -> io::Result<(
         attach_flags: BPF_F_ALLOW_MULTI,
     };
     // SAFETY: as above; the kernel takes its own reference to the program.
-    super::check(unsafe { libc::syscall(libc::SYS_bpf, BPF_PROG_ATTACH, &raw const attach, size_of::<Attach>()) })
-        .map(drop)
+    super::check(unsafe {
+        libc::syscall(libc::SYS_bpf, BPF_PROG_ATTACH, &raw const attach, size_of::<Attach>())
+    })
+    .map(drop)
 }

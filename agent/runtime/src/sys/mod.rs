@@ -14,9 +14,8 @@ pub use clone::{Born, CloneFlags, clone3};
 pub use fdpass::{recv_fds, send_fds, socketpair, take_inherited};
 pub use mount::{MountAttr, mount_setattr};
 pub use process::{
-    chown_fd, close_on_exec_from, exec_fd, exit_now, ignore_no_signals, inherit_at, install_seccomp, loopback_up,
-    pidfd_signal, place_at, set_not_dumpable,
-    unshare_cgroup, wait_any, wait_pid,
+    chown_fd, close_on_exec_from, exec_fd, exit_now, ignore_no_signals, inherit_at, install_seccomp,
+    loopback_up, pidfd_signal, place_at, set_not_dumpable, unshare_cgroup, wait_any, wait_pid,
 };
 
 use std::io;

@@ -16,7 +16,8 @@ pub struct MountAttr {
 
 /// Changes a mount given by a descriptor of its root.
 pub fn mount_setattr(mount: impl AsFd, attr: MountAttr) -> io::Result<()> {
-    let kernel = libc::mount_attr { attr_set: attr.set, attr_clr: 0, propagation: attr.propagation, userns_fd: 0 };
+    let kernel =
+        libc::mount_attr { attr_set: attr.set, attr_clr: 0, propagation: attr.propagation, userns_fd: 0 };
     let mut flags = libc::AT_EMPTY_PATH;
     if attr.recursive {
         flags |= libc::AT_RECURSIVE;

@@ -31,7 +31,8 @@ pub fn ignore_no_signals() -> io::Result<()> {
 /// Marks all descriptors from `first` on close-on-exec.
 pub fn close_on_exec_from(first: u32) -> io::Result<()> {
     // SAFETY: integers only; nothing is closed, so no owned descriptor becomes invalid.
-    check(unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, libc::CLOSE_RANGE_CLOEXEC) }).map(drop)
+    check(unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, libc::CLOSE_RANGE_CLOEXEC) })
+        .map(drop)
 }
 
 /// A cgroup namespace whose root is the cgroup that this process is in. Not a clone flag: clone takes the parent's
@@ -58,7 +59,8 @@ pub fn install_seccomp(program: &[u64]) -> io::Result<()> {
     let len = u16::try_from(filter.len()).or(Err(io::ErrorKind::InvalidInput))?;
     let prog = libc::sock_fprog { len, filter: filter.as_mut_ptr() };
     // SAFETY: `prog` points at `len` instructions that live across the call; the kernel copies and checks them.
-    check(unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, 0, &raw const prog) }).map(drop)
+    check(unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, 0, &raw const prog) })
+        .map(drop)
 }
 
 /// Changes the owner of an open file.

@@ -128,7 +128,11 @@ impl Node {
         for applet in String::from_utf8(list.stdout).unwrap().lines().filter(|a| *a != "busybox") {
             std::os::unix::fs::symlink("busybox", layer.join("bin").join(applet)).unwrap();
         }
-        std::fs::write(layer.join("etc/passwd"), "root:x:0:0::/root:/bin/sh\nweb:x:101:102::/var/web:/bin/sh\n").unwrap();
+        std::fs::write(
+            layer.join("etc/passwd"),
+            "root:x:0:0::/root:/bin/sh\nweb:x:101:102::/var/web:/bin/sh\n",
+        )
+        .unwrap();
         std::fs::write(layer.join("etc/group"), "root:x:0:\nweb:x:102:\nlogs:x:4:web\n").unwrap();
         let cgroup = cgroup2().join(&name);
         std::fs::create_dir(&cgroup).unwrap();
@@ -163,7 +167,12 @@ impl Node {
         let name = self.dir.display().to_string();
         let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
         assert!(!mounts.contains(&name), "left mounts:\n{mounts}");
-        for (dir, what) in [("run/netns", "netns"), ("run/sandboxes", "sandboxes"), ("lib/sandboxes", "records"), ("lib/containers", "containers")] {
+        for (dir, what) in [
+            ("run/netns", "netns"),
+            ("run/sandboxes", "sandboxes"),
+            ("lib/sandboxes", "records"),
+            ("lib/containers", "containers"),
+        ] {
             let left: Vec<_> = std::fs::read_dir(self.dir.join(dir)).unwrap().flatten().collect();
             assert!(left.is_empty(), "left {what}: {left:?}");
         }
@@ -195,7 +204,8 @@ impl Drop for Node {
         }
         std::thread::sleep(Duration::from_millis(50));
         fn remove(dir: &Path) {
-            for entry in std::fs::read_dir(dir).into_iter().flatten().flatten().filter(|e| e.path().is_dir()) {
+            for entry in std::fs::read_dir(dir).into_iter().flatten().flatten().filter(|e| e.path().is_dir())
+            {
                 remove(&entry.path());
             }
             let _ = std::fs::remove_dir(dir);
@@ -207,7 +217,12 @@ impl Drop for Node {
 
 pub fn sandbox_config(node: &Node, name: &str) -> PodSandboxConfig {
     PodSandboxConfig {
-        metadata: PodSandboxMetadata { name: name.into(), namespace: "default".into(), uid: name.into(), attempt: 0 },
+        metadata: PodSandboxMetadata {
+            name: name.into(),
+            namespace: "default".into(),
+            uid: name.into(),
+            attempt: 0,
+        },
         hostname: format!("{name}-host"),
         log_directory: node.dir.join("logs").join(name),
         dns: None,
@@ -263,14 +278,21 @@ pub fn log_lines(path: &Path) -> Vec<String> {
         .map(|line| {
             let mut parts = line.splitn(4, ' ');
             let (time, stream, tag) = (parts.next().unwrap(), parts.next().unwrap(), parts.next().unwrap());
-            assert!(time.ends_with('Z') && ["stdout", "stderr"].contains(&stream) && ["F", "P"].contains(&tag), "{line}");
+            assert!(
+                time.ends_with('Z') && ["stdout", "stderr"].contains(&stream) && ["F", "P"].contains(&tag),
+                "{line}"
+            );
             parts.next().unwrap().to_string()
         })
         .collect()
 }
 
 /// Runs a script to its end: its status and log.
-pub async fn run(runtime: &Runtime, sandbox: &str, config: ContainerConfig) -> (ContainerStatus, Vec<String>) {
+pub async fn run(
+    runtime: &Runtime,
+    sandbox: &str,
+    config: ContainerConfig,
+) -> (ContainerStatus, Vec<String>) {
     let id = runtime.create_container(sandbox, config).await.unwrap();
     runtime.start_container(&id).await.unwrap();
     let status = wait_exited(runtime, &id).await;
