@@ -90,15 +90,14 @@ impl FieldError {
         }
     }
 
-    /// `field: Unsupported value: <value>: supported values: "a", "b"`.
+    /// `field: Unsupported value: <value>: supported values: "a", "b"`, in the order given.
     pub fn not_supported(field: impl Into<String>, value: &serde_json::Value, supported: &[&str]) -> Self {
-        let mut sorted: Vec<String> = supported.iter().map(|s| format!("{s:?}")).collect();
-        sorted.sort();
+        let quoted: Vec<String> = supported.iter().map(|s| format!("{s:?}")).collect();
         Self {
             kind: ErrorType::NotSupported,
             field: field.into(),
             value: Some(print_value(value)),
-            detail: format!("supported values: {}", sorted.join(", ")),
+            detail: format!("supported values: {}", quoted.join(", ")),
         }
     }
 
@@ -114,6 +113,27 @@ impl FieldError {
             field: field.into(),
             value: Some(print_value(value)),
             detail: String::new(),
+        }
+    }
+
+    /// `field: Not found: <value>[: detail]`.
+    pub fn not_found(field: impl Into<String>, value: &serde_json::Value, detail: impl Into<String>) -> Self {
+        Self {
+            kind: ErrorType::NotFound,
+            field: field.into(),
+            value: Some(print_value(value)),
+            detail: detail.into(),
+        }
+    }
+
+    /// `field: Too many: <actual>: must have at most <max> items`.
+    pub fn too_many(field: impl Into<String>, actual: usize, max: usize) -> Self {
+        let items = if max == 1 { "item" } else { "items" };
+        Self {
+            kind: ErrorType::TooMany,
+            field: field.into(),
+            value: Some(actual.to_string()),
+            detail: format!("must have at most {max} {items}"),
         }
     }
 
@@ -169,7 +189,7 @@ mod tests {
                 "spec.replicas: Invalid value: -1: must be greater than or equal to 0",
             ),
             (
-                FieldError::not_supported("spec.type", &json!("X"), &["NodePort", "ClusterIP"]),
+                FieldError::not_supported("spec.type", &json!("X"), &["ClusterIP", "NodePort"]),
                 "spec.type: Unsupported value: \"X\": supported values: \"ClusterIP\", \"NodePort\"",
             ),
             (FieldError::duplicate("a[1]", &json!("x")), "a[1]: Duplicate value: \"x\""),

@@ -305,7 +305,7 @@ fn workloads() -> Vec<Row> {
         row("discovery.k8s.io", "v1", "EndpointSlice", "endpointslices")
             .generation()
             .strategy(s::EndpointSlice),
-        row("coordination.k8s.io", "v1", "Lease", "leases").strategy(s::CreateOnUpdate),
+        row("coordination.k8s.io", "v1", "Lease", "leases").strategy(s::Lease),
         view,
     ]
 }
@@ -352,7 +352,11 @@ fn rest() -> Vec<Row> {
             .generation()
             .status(),
         row("networking.k8s.io", "v1", "IngressClass", "ingressclasses").cluster().generation(),
-        row("networking.k8s.io", "v1", "Ingress", "ingresses").short(&["ing"]).generation().status(),
+        row("networking.k8s.io", "v1", "Ingress", "ingresses")
+            .short(&["ing"])
+            .generation()
+            .status()
+            .strategy(s::Ingress),
         row("networking.k8s.io", "v1", "IPAddress", "ipaddresses").cluster().short(&["ip"]),
         row("networking.k8s.io", "v1", "NetworkPolicy", "networkpolicies")
             .short(&["netpol"])

@@ -31,7 +31,7 @@ fn is_name_part(text: &str) -> bool {
 /// Most kinds' names: up to 253 bytes of dot-separated labels.
 pub fn dns_subdomain(name: &str) -> Result<(), String> {
     if name.len() > 253 {
-        return Err("must be no more than 253 bytes".to_owned());
+        return Err("must be no more than 253 characters".to_owned());
     }
     if name.split('.').all(is_label) { Ok(()) } else { Err(SUBDOMAIN.to_owned()) }
 }
@@ -39,15 +39,19 @@ pub fn dns_subdomain(name: &str) -> Result<(), String> {
 /// Namespaces' names: one label of up to 63 bytes.
 pub fn dns_label(name: &str) -> Result<(), String> {
     if name.len() > 63 {
-        return Err("must be no more than 63 bytes".to_owned());
+        return Err("must be no more than 63 characters".to_owned());
     }
-    if is_label(name) { Ok(()) } else { Err(LABEL_1123.to_owned()) }
+    match (is_label(name), name.split('.').all(is_label)) {
+        (true, _) => Ok(()),
+        (false, true) => Err("must not contain dots".to_owned()),
+        (false, false) => Err(LABEL_1123.to_owned()),
+    }
 }
 
 /// Services' names: a label that starts with a letter.
 pub fn dns_1035_label(name: &str) -> Result<(), String> {
     if name.len() > 63 {
-        return Err("must be no more than 63 bytes".to_owned());
+        return Err("must be no more than 63 characters".to_owned());
     }
     let letter = name.as_bytes().first().is_some_and(u8::is_ascii_lowercase);
     if letter && is_label(name) { Ok(()) } else { Err(LABEL_1035.to_owned()) }

@@ -11,6 +11,7 @@ pub mod selector;
 pub mod strategies;
 mod strategy;
 mod table;
+mod validation;
 
 pub use columns::{Cell, Column, Printer};
 pub use row::{Converter, Resource, ScalePaths, SelectableField, Subresource};

@@ -4,12 +4,16 @@ use serde_json::{Value, json};
 
 use super::{child, items, set_default};
 use crate::field::FieldError;
-use crate::resources::{Strategy, StrategyContext, metadata};
+use crate::resources::{Strategy, StrategyContext, metadata, validation};
 
 /// Roles and bindings.
 pub struct Rbac;
 
 const RBAC_GROUP: &str = "rbac.authorization.k8s.io";
+
+fn is_binding(object: &Value) -> bool {
+    object["kind"].as_str().is_some_and(|kind| kind.ends_with("Binding"))
+}
 
 impl Strategy for Rbac {
     fn default(&self, object: &mut Value) {
@@ -24,20 +28,11 @@ impl Strategy for Rbac {
     }
 
     fn validate_create(&self, _context: &StrategyContext, object: &Value) -> Vec<FieldError> {
-        let mut errors = Vec::new();
-        if object["kind"].as_str().is_some_and(|k| k.ends_with("Binding"))
-            && object["roleRef"]["name"].as_str().unwrap_or_default().is_empty()
-        {
-            errors.push(FieldError::required("roleRef.name", ""));
-        }
-        errors
+        if is_binding(object) { validation::role_binding(object, None) } else { validation::role(object) }
     }
 
     fn validate_update(&self, _context: &StrategyContext, new: &Value, old: &Value) -> Vec<FieldError> {
-        (new["roleRef"] != old["roleRef"])
-            .then(|| FieldError::invalid("roleRef", &new["roleRef"], "cannot change roleRef"))
-            .into_iter()
-            .collect()
+        if is_binding(new) { validation::role_binding(new, Some(old)) } else { validation::role(new) }
     }
 
     fn validate_name(&self, name: &str) -> Result<(), String> {
@@ -96,15 +91,11 @@ impl Strategy for CertificateSigningRequest {
     }
 
     fn validate_create(&self, _context: &StrategyContext, object: &Value) -> Vec<FieldError> {
-        let spec = &object["spec"];
-        let mut errors = Vec::new();
-        if spec["request"].as_str().unwrap_or_default().is_empty() {
-            errors.push(FieldError::required("spec.request", ""));
-        }
-        if spec["signerName"].as_str().unwrap_or_default().is_empty() {
-            errors.push(FieldError::required("spec.signerName", ""));
-        }
-        errors
+        validation::signing_request(object)
+    }
+
+    fn validate_update(&self, context: &StrategyContext, new: &Value, old: &Value) -> Vec<FieldError> {
+        validation::signing_request_update(new, old, &context.subresource)
     }
 }
 

@@ -2,12 +2,21 @@
 
 use serde_json::Value;
 
-use crate::resources::Strategy;
+use crate::field::FieldError;
+use crate::resources::{Strategy, StrategyContext, validation};
 
 /// Events.
 pub struct Event;
 
 impl Strategy for Event {
+    fn validate_create(&self, _context: &StrategyContext, object: &Value) -> Vec<FieldError> {
+        validation::event(object)
+    }
+
+    fn validate_update(&self, _context: &StrategyContext, new: &Value, _old: &Value) -> Vec<FieldError> {
+        validation::event(new)
+    }
+
     fn allow_create_on_update(&self) -> bool {
         true
     }

@@ -14,12 +14,12 @@ use serde_json::{Map, Value};
 
 pub use access::{CertificateSigningRequest, Rbac};
 pub use event::{Event, event_from_core, event_to_core};
-pub use network::{EndpointSlice, Endpoints, NetworkPolicy, Service};
+pub use network::{EndpointSlice, Endpoints, Ingress, NetworkPolicy, Service};
 pub use pod::{Pod, qos_class};
 pub use quantity::parse_quantity;
 pub use simple::{
-    ConfigMap, CreateOnUpdate, Namespace, Node, PersistentVolume, PersistentVolumeClaim, Plain,
-    PriorityClass, Secret, StorageClass,
+    ConfigMap, Lease, Namespace, Node, PersistentVolume, PersistentVolumeClaim, Plain, PriorityClass, Secret,
+    StorageClass,
 };
 pub use workload::{
     CronJob, DaemonSet, Deployment, Job, ReplicaSet, ReplicationController, StatefulSet, Templated,

@@ -4,12 +4,10 @@ use serde_json::{Value, json};
 
 use super::{child, items, set_default};
 use crate::field::FieldError;
-use crate::resources::{Strategy, StrategyContext, metadata};
+use crate::resources::{Strategy, StrategyContext, metadata, validation};
 
 /// Services (`pkg/registry/core/service/strategy.go`).
 pub struct Service;
-
-const TYPES: &[&str] = &["ClusterIP", "ExternalName", "LoadBalancer", "NodePort"];
 
 impl Strategy for Service {
     fn default(&self, object: &mut Value) {
@@ -102,103 +100,20 @@ impl Strategy for Service {
     }
 
     fn validate_create(&self, _context: &StrategyContext, object: &Value) -> Vec<FieldError> {
-        validate_service(object)
+        validation::service(object)
     }
 
     fn validate_update(&self, context: &StrategyContext, new: &Value, old: &Value) -> Vec<FieldError> {
         if !context.subresource.is_empty() {
             return Vec::new();
         }
-        let mut errors = validate_service(new);
-        let (spec, old_spec) = (&new["spec"], &old["spec"]);
-        let external = |s: &Value| s["type"] == "ExternalName";
-        if !external(spec)
-            && !external(old_spec)
-            && old_spec["clusterIP"].as_str().is_some_and(|ip| !ip.is_empty())
-            && spec["clusterIP"] != old_spec["clusterIP"]
-        {
-            errors.push(FieldError::invalid(
-                "spec.clusterIPs[0]",
-                &json!([spec["clusterIP"].clone()]),
-                "may not change once set",
-            ));
-        }
-        errors
+        validation::service_update(new, old)
     }
 
     fn validate_name(&self, name: &str) -> Result<(), String> {
-        metadata::dns_1035_label(name)
+        // RelaxedServiceNameValidation is on from v1.36.
+        metadata::dns_label(name)
     }
-}
-
-fn validate_service(object: &Value) -> Vec<FieldError> {
-    let spec = &object["spec"];
-    let mut errors = Vec::new();
-    let kind = spec["type"].as_str().unwrap_or_default();
-    if !TYPES.contains(&kind) {
-        errors.push(FieldError::not_supported("spec.type", &spec["type"], TYPES));
-    }
-    let ports = spec["ports"].as_array().map_or(&[][..], Vec::as_slice);
-    let headless = spec["clusterIP"] == "None";
-    if ports.is_empty() && !headless && kind != "ExternalName" {
-        errors.push(FieldError::required("spec.ports", ""));
-    }
-    if kind == "ExternalName" && spec["externalName"].as_str().unwrap_or_default().is_empty() {
-        errors.push(FieldError::required("spec.externalName", ""));
-    }
-    if headless && matches!(kind, "NodePort" | "LoadBalancer") {
-        errors.push(FieldError::invalid(
-            "spec.clusterIPs[0]",
-            &spec["clusterIP"],
-            "may not be set to 'None' for LoadBalancer services",
-        ));
-    }
-    if let Some(ip) = spec["clusterIP"].as_str().filter(|ip| !ip.is_empty() && *ip != "None")
-        && ip.parse::<std::net::IpAddr>().is_err()
-    {
-        errors.push(FieldError::invalid(
-            "spec.clusterIPs[0]",
-            &spec["clusterIP"],
-            "must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)",
-        ));
-    }
-    let mut names = std::collections::HashSet::new();
-    let mut seen = std::collections::HashSet::new();
-    for (i, port) in ports.iter().enumerate() {
-        let at = |field: &str| format!("spec.ports[{i}].{field}");
-        let name = port["name"].as_str().unwrap_or_default();
-        if name.is_empty() {
-            if ports.len() > 1 {
-                errors.push(FieldError::required(at("name"), ""));
-            }
-        } else if let Err(why) = metadata::dns_label(name) {
-            errors.push(FieldError::invalid(at("name"), &port["name"], why));
-        } else if !names.insert(name) {
-            errors.push(FieldError::duplicate(at("name"), &port["name"]));
-        }
-        for field in ["port", "targetPort"] {
-            if let Some(number) = port[field].as_i64()
-                && !(1..=65535).contains(&number)
-            {
-                errors.push(FieldError::invalid(
-                    at(field),
-                    &port[field],
-                    "must be between 1 and 65535, inclusive",
-                ));
-            }
-        }
-        if !matches!(port["protocol"].as_str(), Some("TCP" | "UDP" | "SCTP")) {
-            errors.push(FieldError::not_supported(
-                at("protocol"),
-                &port["protocol"],
-                &["SCTP", "TCP", "UDP"],
-            ));
-        }
-        if !seen.insert((port["protocol"].to_string(), port["port"].to_string())) {
-            errors.push(FieldError::duplicate(format!("spec.ports[{i}]"), port));
-        }
-    }
-    errors
 }
 
 /// Endpoints.
@@ -211,6 +126,14 @@ impl Strategy for Endpoints {
                 set_default(port, "protocol", "TCP");
             }
         }
+    }
+
+    fn validate_create(&self, _context: &StrategyContext, object: &Value) -> Vec<FieldError> {
+        validation::endpoints(object, None)
+    }
+
+    fn validate_update(&self, _context: &StrategyContext, new: &Value, old: &Value) -> Vec<FieldError> {
+        validation::endpoints(new, Some(old))
     }
 
     fn allow_create_on_update(&self) -> bool {
@@ -232,19 +155,11 @@ impl Strategy for EndpointSlice {
     }
 
     fn validate_create(&self, _context: &StrategyContext, object: &Value) -> Vec<FieldError> {
-        let kind = &object["addressType"];
-        match kind.as_str() {
-            Some("IPv4" | "IPv6" | "FQDN") => Vec::new(),
-            None | Some("") => vec![FieldError::required("addressType", "")],
-            Some(_) => vec![FieldError::not_supported("addressType", kind, &["FQDN", "IPv4", "IPv6"])],
-        }
+        validation::endpoint_slice(object, None)
     }
 
     fn validate_update(&self, _context: &StrategyContext, new: &Value, old: &Value) -> Vec<FieldError> {
-        (new["addressType"] != old["addressType"])
-            .then(|| FieldError::invalid("addressType", &new["addressType"], "field is immutable"))
-            .into_iter()
-            .collect()
+        validation::endpoint_slice(new, Some(old))
     }
 }
 
@@ -265,6 +180,30 @@ impl Strategy for NetworkPolicy {
             let egress = spec["egress"].as_array().is_some_and(|e| !e.is_empty());
             spec["policyTypes"] = if egress { json!(["Ingress", "Egress"]) } else { json!(["Ingress"]) };
         }
+    }
+
+    fn validate_create(&self, _context: &StrategyContext, object: &Value) -> Vec<FieldError> {
+        validation::network_policy(object)
+    }
+
+    fn validate_update(&self, _context: &StrategyContext, new: &Value, _old: &Value) -> Vec<FieldError> {
+        validation::network_policy(new)
+    }
+}
+
+/// Ingresses.
+pub struct Ingress;
+
+impl Strategy for Ingress {
+    fn validate_create(&self, _context: &StrategyContext, object: &Value) -> Vec<FieldError> {
+        validation::ingress(object)
+    }
+
+    fn validate_update(&self, context: &StrategyContext, new: &Value, _old: &Value) -> Vec<FieldError> {
+        if !context.subresource.is_empty() {
+            return Vec::new();
+        }
+        validation::ingress(new)
     }
 }
 

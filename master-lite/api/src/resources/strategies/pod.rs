@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use super::parse_quantity;
 use super::pod_template::{default_pod_only, default_pod_spec};
 use crate::field::FieldError;
-use crate::resources::{Deletion, DeletionRequest, Strategy, StrategyContext};
+use crate::resources::{Deletion, DeletionRequest, Strategy, StrategyContext, validation};
 
 /// Pods.
 pub struct Pod;
@@ -31,21 +31,15 @@ impl Strategy for Pod {
     }
 
     fn validate_create(&self, _context: &StrategyContext, object: &Value) -> Vec<FieldError> {
-        validate_pod_spec(&object["spec"], "spec")
+        validation::pod(object)
     }
 
     fn validate_update(&self, context: &StrategyContext, new: &Value, old: &Value) -> Vec<FieldError> {
-        if !context.subresource.is_empty() {
-            return Vec::new();
+        match context.subresource.as_str() {
+            "" => validation::pod_update(new, old),
+            "ephemeralcontainers" => validation::ephemeral_containers_update(new, old),
+            _ => Vec::new(),
         }
-        let mut errors = validate_pod_spec(&new["spec"], "spec");
-        if frozen(&new["spec"], &old["spec"]) != frozen(&old["spec"], &old["spec"]) {
-            errors.push(FieldError::forbidden(
-                "spec",
-                "pod updates may not change fields other than `spec.containers[*].image`,`spec.initContainers[*].image`,`spec.activeDeadlineSeconds`,`spec.tolerations` (only additions to existing tolerations),`spec.terminationGracePeriodSeconds` (allow it to be set to 1 if it was previously negative)",
-            ));
-        }
-        errors
     }
 
     fn allow_unconditional_update(&self) -> bool {
@@ -65,96 +59,6 @@ impl Strategy for Pod {
         }
         if seconds == 0 { Deletion::Immediate } else { Deletion::Graceful { seconds } }
     }
-}
-
-/// A spec with the fields blanked that an update may change.
-fn frozen(spec: &Value, old: &Value) -> Value {
-    let mut spec = spec.clone();
-    for list in ["containers", "initContainers"] {
-        for container in super::items(&mut spec, list) {
-            container["image"] = Value::Null;
-        }
-    }
-    let tolerations = |v: &Value| v["tolerations"].as_array().cloned().unwrap_or_default();
-    let kept = tolerations(old).iter().all(|t| tolerations(&spec).contains(t));
-    if let Some(map) = spec.as_object_mut() {
-        map.remove("activeDeadlineSeconds");
-        if kept {
-            map.remove("tolerations");
-        }
-        // Gates may only be taken away.
-        let gates = map.remove("schedulingGates").and_then(|g| g.as_array().cloned()).unwrap_or_default();
-        let before = old["schedulingGates"].as_array().cloned().unwrap_or_default();
-        if gates.iter().any(|g| !before.contains(g)) {
-            map.insert("schedulingGates".to_owned(), gates.into());
-        }
-        let negative = old["terminationGracePeriodSeconds"].as_i64().is_some_and(|s| s < 0);
-        if negative && map.get("terminationGracePeriodSeconds").and_then(Value::as_i64) == Some(1) {
-            map.insert(
-                "terminationGracePeriodSeconds".to_owned(),
-                old["terminationGracePeriodSeconds"].clone(),
-            );
-        }
-    }
-    spec
-}
-
-/// The checks without which a pod makes no sense at all.
-pub(super) fn validate_pod_spec(spec: &Value, path: &str) -> Vec<FieldError> {
-    let mut errors = Vec::new();
-    let containers = spec["containers"].as_array().map_or(&[][..], Vec::as_slice);
-    if containers.is_empty() {
-        errors.push(FieldError::required(format!("{path}.containers"), ""));
-    }
-    let mut names = std::collections::HashSet::new();
-    for list in ["initContainers", "containers"] {
-        for (i, container) in spec[list].as_array().into_iter().flatten().enumerate() {
-            let at = format!("{path}.{list}[{i}]");
-            match container["name"].as_str().unwrap_or_default() {
-                "" => errors.push(FieldError::required(format!("{at}.name"), "")),
-                name => {
-                    if let Err(why) = crate::resources::metadata::dns_label(name) {
-                        errors.push(FieldError::invalid(format!("{at}.name"), &container["name"], why));
-                    } else if !names.insert(name) {
-                        errors.push(FieldError::duplicate(format!("{at}.name"), &container["name"]));
-                    }
-                }
-            }
-            if container["image"].as_str().unwrap_or_default().is_empty() {
-                errors.push(FieldError::required(format!("{at}.image"), ""));
-            }
-        }
-    }
-    let mut volumes = std::collections::HashSet::new();
-    for (i, volume) in spec["volumes"].as_array().into_iter().flatten().enumerate() {
-        let name = volume["name"].as_str().unwrap_or_default();
-        if name.is_empty() {
-            errors.push(FieldError::required(format!("{path}.volumes[{i}].name"), ""));
-        } else if !volumes.insert(name) {
-            errors.push(FieldError::duplicate(format!("{path}.volumes[{i}].name"), &volume["name"]));
-        }
-    }
-    for (i, container) in containers.iter().enumerate() {
-        for (j, mount) in container["volumeMounts"].as_array().into_iter().flatten().enumerate() {
-            if !volumes.contains(mount["name"].as_str().unwrap_or_default()) {
-                errors.push(FieldError {
-                    kind: crate::field::ErrorType::NotFound,
-                    field: format!("{path}.containers[{i}].volumeMounts[{j}].name"),
-                    value: Some(mount["name"].to_string()),
-                    detail: String::new(),
-                });
-            }
-        }
-    }
-    let policy = &spec["restartPolicy"];
-    if !matches!(policy.as_str(), None | Some("Always" | "OnFailure" | "Never")) {
-        errors.push(FieldError::not_supported(
-            format!("{path}.restartPolicy"),
-            policy,
-            &["Always", "OnFailure", "Never"],
-        ));
-    }
-    errors
 }
 
 /// Quality of service from cpu and memory requests and limits, as `status.qosClass` shows it.
@@ -211,19 +115,5 @@ mod tests {
         check(pod("n", "Running"), Some(0), Deletion::Immediate);
         check(pod("", "Pending"), None, Deletion::Immediate);
         check(pod("n", "Succeeded"), None, Deletion::Immediate);
-    }
-
-    #[test]
-    fn only_some_fields_change() {
-        let old = json!({"spec": {"containers": [{"name": "c", "image": "a"}], "nodeName": "n"}});
-        let check = |change: fn(&mut Value), allowed: bool| {
-            let mut new = old.clone();
-            change(&mut new);
-            let errors = Pod.validate_update(&StrategyContext::default(), &new, &old);
-            assert_eq!(errors.is_empty(), allowed, "{errors:?}");
-        };
-        check(|p| p["spec"]["containers"][0]["image"] = "b".into(), true);
-        check(|p| p["spec"]["tolerations"] = json!([{"key": "k"}]), true);
-        check(|p| p["spec"]["nodeName"] = "m".into(), false);
     }
 }

@@ -4,17 +4,38 @@ use serde_json::{Value, json};
 
 use super::{child, object_at, set_default};
 use crate::field::FieldError;
-use crate::resources::{Strategy, StrategyContext, metadata};
+use crate::resources::{Strategy, StrategyContext, metadata, validation};
 
 /// A kind with nothing of its own.
 pub struct Plain;
 
 impl Strategy for Plain {}
 
-/// A kind whose PUT may create, such as Lease.
-pub struct CreateOnUpdate;
+/// ConfigMaps.
+pub struct ConfigMap;
 
-impl Strategy for CreateOnUpdate {
+impl Strategy for ConfigMap {
+    fn validate_create(&self, _context: &StrategyContext, object: &Value) -> Vec<FieldError> {
+        validation::config_map(object)
+    }
+
+    fn validate_update(&self, _context: &StrategyContext, new: &Value, old: &Value) -> Vec<FieldError> {
+        validation::config_map_update(new, old)
+    }
+}
+
+/// Leases.
+pub struct Lease;
+
+impl Strategy for Lease {
+    fn validate_create(&self, _context: &StrategyContext, object: &Value) -> Vec<FieldError> {
+        validation::lease(object)
+    }
+
+    fn validate_update(&self, _context: &StrategyContext, new: &Value, _old: &Value) -> Vec<FieldError> {
+        validation::lease(new)
+    }
+
     fn allow_create_on_update(&self) -> bool {
         true
     }
@@ -22,31 +43,6 @@ impl Strategy for CreateOnUpdate {
     fn allow_unconditional_update(&self) -> bool {
         false
     }
-}
-
-/// ConfigMaps.
-pub struct ConfigMap;
-
-impl Strategy for ConfigMap {
-    fn validate_update(&self, _context: &StrategyContext, new: &Value, old: &Value) -> Vec<FieldError> {
-        validate_immutable(new, old, &["data", "binaryData"])
-    }
-}
-
-fn validate_immutable(new: &Value, old: &Value, fields: &[&str]) -> Vec<FieldError> {
-    if old["immutable"].as_bool() != Some(true) {
-        return Vec::new();
-    }
-    let mut errors = Vec::new();
-    if new["immutable"].as_bool() != Some(true) {
-        errors.push(FieldError::forbidden("immutable", "field is immutable when `immutable` is set"));
-    }
-    for field in fields {
-        if new[field] != old[field] {
-            errors.push(FieldError::forbidden(*field, "field is immutable when `immutable` is set"));
-        }
-    }
-    errors
 }
 
 /// Secrets. `stringData` is written into `data` and never stored.
@@ -67,38 +63,11 @@ impl Strategy for Secret {
     }
 
     fn validate_create(&self, _context: &StrategyContext, object: &Value) -> Vec<FieldError> {
-        let mut errors = Vec::new();
-        let mut need = |field: &str| {
-            if object["data"][field].is_null() {
-                errors.push(FieldError::required(format!("data[{field}]"), ""));
-            }
-        };
-        match object["type"].as_str() {
-            Some("kubernetes.io/tls") => {
-                need("tls.crt");
-                need("tls.key");
-            }
-            Some("kubernetes.io/dockerconfigjson") => need(".dockerconfigjson"),
-            Some("kubernetes.io/service-account-token") => {
-                let account = &object["metadata"]["annotations"]["kubernetes.io/service-account.name"];
-                if account.as_str().unwrap_or_default().is_empty() {
-                    errors.push(FieldError::required(
-                        "metadata.annotations[kubernetes.io/service-account.name]",
-                        "",
-                    ));
-                }
-            }
-            _ => {}
-        }
-        errors
+        validation::secret(object)
     }
 
     fn validate_update(&self, _context: &StrategyContext, new: &Value, old: &Value) -> Vec<FieldError> {
-        let mut errors = validate_immutable(new, old, &["data"]);
-        if new["type"] != old["type"] {
-            errors.push(FieldError::invalid("type", &new["type"], "field is immutable"));
-        }
-        errors
+        validation::secret_update(new, old)
     }
 }
 
@@ -136,6 +105,14 @@ impl Strategy for Namespace {
         }
     }
 
+    fn validate_create(&self, context: &StrategyContext, object: &Value) -> Vec<FieldError> {
+        validation::namespace(object, &context.subresource)
+    }
+
+    fn validate_update(&self, context: &StrategyContext, new: &Value, _old: &Value) -> Vec<FieldError> {
+        validation::namespace(new, &context.subresource)
+    }
+
     fn validate_name(&self, name: &str) -> Result<(), String> {
         metadata::dns_label(name)
     }
@@ -153,19 +130,12 @@ impl Strategy for Node {
         }
     }
 
-    fn validate_update(&self, context: &StrategyContext, new: &Value, old: &Value) -> Vec<FieldError> {
-        let mut errors = Vec::new();
-        let (cidr, before) = (&new["spec"]["podCIDRs"], &old["spec"]["podCIDRs"]);
-        if context.subresource.is_empty()
-            && before.as_array().is_some_and(|c| !c.is_empty())
-            && cidr != before
-        {
-            errors.push(FieldError::forbidden(
-                "spec.podCIDRs",
-                "node updates may not change podCIDR except from \"\" to valid",
-            ));
-        }
-        errors
+    fn validate_create(&self, _context: &StrategyContext, object: &Value) -> Vec<FieldError> {
+        validation::node(object)
+    }
+
+    fn validate_update(&self, _context: &StrategyContext, new: &Value, old: &Value) -> Vec<FieldError> {
+        validation::node_update(new, old)
     }
 }
 
@@ -206,6 +176,14 @@ pub struct PriorityClass;
 impl Strategy for PriorityClass {
     fn default(&self, object: &mut Value) {
         set_default(object, "preemptionPolicy", "PreemptLowerPriority");
+    }
+
+    fn validate_create(&self, _context: &StrategyContext, object: &Value) -> Vec<FieldError> {
+        validation::priority_class(object)
+    }
+
+    fn validate_update(&self, _context: &StrategyContext, new: &Value, old: &Value) -> Vec<FieldError> {
+        validation::priority_class_update(new, old)
     }
 }
 

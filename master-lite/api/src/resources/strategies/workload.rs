@@ -2,11 +2,10 @@
 
 use serde_json::{Value, json};
 
-use super::pod::validate_pod_spec;
 use super::pod_template::default_pod_spec;
 use super::{child, items, object_at, set_default};
 use crate::field::FieldError;
-use crate::resources::{Strategy, StrategyContext};
+use crate::resources::{Strategy, StrategyContext, validation};
 
 /// Defaults the template at a dotted path, if there is one.
 fn default_template(object: &mut Value, path: &str) {
@@ -17,61 +16,6 @@ fn default_template(object: &mut Value, path: &str) {
     if let Some(spec) = at.and_then(|template| child(template, "spec")) {
         default_pod_spec(spec);
     }
-}
-
-/// A template must be a valid pod that the selector selects.
-fn validate_template(object: &Value, restart: &[&str]) -> Vec<FieldError> {
-    let spec = &object["spec"];
-    let mut errors = Vec::new();
-    let selector = &spec["selector"];
-    if selector.is_null() {
-        errors.push(FieldError::required("spec.selector", ""));
-    } else if selector["matchLabels"].as_object().is_none_or(serde_json::Map::is_empty)
-        && selector["matchExpressions"].as_array().is_none_or(Vec::is_empty)
-    {
-        errors.push(FieldError::invalid(
-            "spec.selector",
-            selector,
-            "empty selector is invalid for deployment",
-        ));
-    }
-    let labels = &spec["template"]["metadata"]["labels"];
-    let missing =
-        selector["matchLabels"].as_object().into_iter().flatten().any(|(key, value)| labels[key] != *value);
-    if missing {
-        errors.push(FieldError::invalid(
-            "spec.template.metadata.labels",
-            labels,
-            "`selector` does not match template `labels`",
-        ));
-    }
-    errors.extend(validate_pod_spec(&spec["template"]["spec"], "spec.template.spec"));
-    let policy = &spec["template"]["spec"]["restartPolicy"];
-    if !restart.contains(&policy.as_str().unwrap_or("Always")) {
-        errors.push(FieldError::not_supported("spec.template.spec.restartPolicy", policy, restart));
-    }
-    errors.extend(not_negative(spec, "replicas"));
-    errors
-}
-
-fn not_negative(spec: &Value, field: &str) -> Option<FieldError> {
-    spec[field].as_i64().filter(|n| *n < 0).map(|_| {
-        FieldError::invalid(format!("spec.{field}"), &spec[field], "must be greater than or equal to 0")
-    })
-}
-
-fn immutable_selector(new: &Value, old: &Value) -> Option<FieldError> {
-    (new["spec"]["selector"] != old["spec"]["selector"])
-        .then(|| FieldError::invalid("spec.selector", &new["spec"]["selector"], "field is immutable"))
-}
-
-fn validate_workload_update(context: &StrategyContext, new: &Value, old: &Value) -> Vec<FieldError> {
-    if !context.subresource.is_empty() {
-        return Vec::new();
-    }
-    let mut errors = validate_template(new, &["Always"]);
-    errors.extend(immutable_selector(new, old));
-    errors
 }
 
 /// Deployments.
@@ -97,26 +41,16 @@ impl Strategy for Deployment {
     }
 
     fn validate_create(&self, _context: &StrategyContext, object: &Value) -> Vec<FieldError> {
-        let mut errors = validate_template(object, &["Always"]);
-        let strategy = &object["spec"]["strategy"];
-        match strategy["type"].as_str() {
-            Some("RollingUpdate") | None => {}
-            Some("Recreate") if strategy["rollingUpdate"].is_null() => {}
-            Some("Recreate") => errors.push(FieldError::forbidden(
-                "spec.strategy.rollingUpdate",
-                "may not be specified when strategy `type` is 'Recreate'",
-            )),
-            Some(_) => errors.push(FieldError::not_supported(
-                "spec.strategy.type",
-                &strategy["type"],
-                &["Recreate", "RollingUpdate"],
-            )),
-        }
-        errors
+        validation::deployment(object)
     }
 
     fn validate_update(&self, context: &StrategyContext, new: &Value, old: &Value) -> Vec<FieldError> {
-        validate_workload_update(context, new, old)
+        if !context.subresource.is_empty() {
+            return Vec::new();
+        }
+        let mut errors = validation::deployment(new);
+        errors.extend(validation::immutable_selector(new, old));
+        errors
     }
 }
 
@@ -137,11 +71,16 @@ impl Strategy for ReplicaSet {
     }
 
     fn validate_create(&self, _context: &StrategyContext, object: &Value) -> Vec<FieldError> {
-        validate_template(object, &["Always"])
+        validation::replica_set(object)
     }
 
     fn validate_update(&self, context: &StrategyContext, new: &Value, old: &Value) -> Vec<FieldError> {
-        validate_workload_update(context, new, old)
+        if !context.subresource.is_empty() {
+            return Vec::new();
+        }
+        let mut errors = validation::replica_set(new);
+        errors.extend(validation::immutable_selector(new, old));
+        errors
     }
 }
 
@@ -181,11 +120,14 @@ impl Strategy for StatefulSet {
     }
 
     fn validate_create(&self, _context: &StrategyContext, object: &Value) -> Vec<FieldError> {
-        validate_template(object, &["Always"])
+        validation::stateful_set(object)
     }
 
     fn validate_update(&self, context: &StrategyContext, new: &Value, old: &Value) -> Vec<FieldError> {
-        validate_workload_update(context, new, old)
+        if !context.subresource.is_empty() {
+            return Vec::new();
+        }
+        validation::stateful_set_update(new, old)
     }
 }
 
@@ -216,11 +158,16 @@ impl Strategy for DaemonSet {
     }
 
     fn validate_create(&self, _context: &StrategyContext, object: &Value) -> Vec<FieldError> {
-        validate_template(object, &["Always"])
+        validation::daemon_set(object)
     }
 
     fn validate_update(&self, context: &StrategyContext, new: &Value, old: &Value) -> Vec<FieldError> {
-        validate_workload_update(context, new, old)
+        if !context.subresource.is_empty() {
+            return Vec::new();
+        }
+        let mut errors = validation::daemon_set(new);
+        errors.extend(validation::immutable_selector(new, old));
+        errors
     }
 }
 
@@ -246,6 +193,17 @@ impl Strategy for ReplicationController {
 
     fn prepare_for_create(&self, _context: &StrategyContext, object: &mut Value) {
         object["status"] = json!({"replicas": 0});
+    }
+
+    fn validate_create(&self, _context: &StrategyContext, object: &Value) -> Vec<FieldError> {
+        validation::replication_controller(object)
+    }
+
+    fn validate_update(&self, context: &StrategyContext, new: &Value, _old: &Value) -> Vec<FieldError> {
+        if !context.subresource.is_empty() {
+            return Vec::new();
+        }
+        validation::replication_controller(new)
     }
 }
 
@@ -305,22 +263,14 @@ impl Strategy for Job {
     }
 
     fn validate_create(&self, _context: &StrategyContext, object: &Value) -> Vec<FieldError> {
-        validate_template(object, &["OnFailure", "Never"])
+        validation::job(object)
     }
 
     fn validate_update(&self, context: &StrategyContext, new: &Value, old: &Value) -> Vec<FieldError> {
         if !context.subresource.is_empty() {
             return Vec::new();
         }
-        let mut errors: Vec<FieldError> = immutable_selector(new, old).into_iter().collect();
-        if new["spec"]["completionMode"] != old["spec"]["completionMode"] {
-            errors.push(FieldError::invalid(
-                "spec.completionMode",
-                &new["spec"]["completionMode"],
-                "field is immutable",
-            ));
-        }
-        errors
+        validation::job_update(new, old)
     }
 }
 
@@ -337,6 +287,17 @@ impl Strategy for CronJob {
         }
         default_template(object, "spec.jobTemplate.spec.template");
     }
+
+    fn validate_create(&self, _context: &StrategyContext, object: &Value) -> Vec<FieldError> {
+        validation::cron_job(object, None)
+    }
+
+    fn validate_update(&self, context: &StrategyContext, new: &Value, old: &Value) -> Vec<FieldError> {
+        if !context.subresource.is_empty() {
+            return Vec::new();
+        }
+        validation::cron_job(new, Some(old))
+    }
 }
 
 /// A kind that holds a template at a path and nothing else of note.
@@ -345,6 +306,14 @@ pub struct Templated(pub &'static str);
 impl Strategy for Templated {
     fn default(&self, object: &mut Value) {
         default_template(object, self.0);
+    }
+
+    fn validate_create(&self, _context: &StrategyContext, object: &Value) -> Vec<FieldError> {
+        validation::pod_template(object)
+    }
+
+    fn validate_update(&self, _context: &StrategyContext, new: &Value, _old: &Value) -> Vec<FieldError> {
+        validation::pod_template(new)
     }
 }
 
