@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::errors::{Errors, Path, flag, items, list, number, set, text};
+use super::errors::{Errors, Path, flag, items, list, number, same, set, text};
 use super::pod::template;
 use super::{cron, selectors};
 use crate::field::FieldError;
@@ -47,7 +47,7 @@ pub(in crate::resources) fn job_update(new: &Value, old: &Value) -> Vec<FieldErr
         drop_schedulable(&mut now);
         drop_schedulable(&mut then);
     }
-    if now != then {
+    if !same(&now, &then) {
         errors.invalid(&at.child("template"), &spec["template"], "field is immutable");
     }
     for field in ["completionMode", "podFailurePolicy", "backoffLimitPerIndex", "managedBy", "successPolicy"]

@@ -117,9 +117,25 @@ impl Errors {
 
     /// A field that must not change.
     pub(super) fn immutable(&mut self, at: &Path, new: &Value, old: &Value) {
-        if new != old {
+        if !same(new, old) {
             self.invalid(at, new, "field is immutable");
         }
+    }
+}
+
+/// Upstream's `Semantic.DeepEqual`: a field that is absent is as good as one that is null or an empty list, which a
+/// Go client would not send back.
+pub(super) fn same(a: &Value, b: &Value) -> bool {
+    let nothing = |value: &Value| value.is_null() || value.as_array().is_some_and(Vec::is_empty);
+    match (a, b) {
+        (Value::Object(left), Value::Object(right)) => {
+            left.iter().all(|(key, value)| same(value, right.get(key).unwrap_or(&Value::Null)))
+                && right.iter().all(|(key, value)| left.contains_key(key) || nothing(value))
+        }
+        (Value::Array(left), Value::Array(right)) => {
+            left.len() == right.len() && left.iter().zip(right).all(|(l, r)| same(l, r))
+        }
+        _ => (nothing(a) && nothing(b)) || a == b,
     }
 }
 
@@ -161,4 +177,23 @@ pub(super) fn items<'a>(
 /// Entries of a map, or none.
 pub(super) fn entries<'a>(parent: &'a Value, field: &str) -> impl Iterator<Item = (&'a String, &'a Value)> {
     parent[field].as_object().into_iter().flatten()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::same;
+    use serde_json::{Value, json};
+
+    #[test]
+    fn sameness() {
+        let check = |a: Value, b: Value, expected: bool| {
+            assert_eq!(same(&a, &b), expected, "{a} {b}");
+            assert_eq!(same(&b, &a), expected, "{b} {a}");
+        };
+        check(json!({"a": [], "b": null, "c": 1}), json!({"c": 1}), true);
+        check(json!({"a": {"b": []}}), json!({"a": {}}), true);
+        check(json!({"emptyDir": {}}), json!({}), false);
+        check(json!([{"a": null}]), json!([{}]), true);
+        check(json!([1]), json!([1, 2]), false);
+    }
 }

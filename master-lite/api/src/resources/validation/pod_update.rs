@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::errors::{Errors, Path, items, list, number, set, text};
+use super::errors::{Errors, Path, items, list, number, same, set, text};
 use super::pod::pod_and_spec;
 use super::{rules, scheduling};
 use crate::field::FieldError;
@@ -38,7 +38,7 @@ pub(in crate::resources) fn pod_update(new: &Value, old: &Value) -> Vec<FieldErr
     if !list(before, "schedulingGates").is_empty() {
         gated(&mut errors, &mut munged, before, &at);
     }
-    if munged != *before {
+    if !same(&munged, before) {
         errors.forbidden(&at, FROZEN);
     }
     errors.0
@@ -158,7 +158,7 @@ pub(in crate::resources) fn ephemeral_containers_update(new: &Value, old: &Value
             None => {
                 errors.forbidden(&at, format!("existing ephemeral containers {name:?} may not be removed\n"))
             }
-            Some(now) if now != before => {
+            Some(now) if !same(now, before) => {
                 errors.forbidden(&at, format!("existing ephemeral containers {name:?} may not be changed\n"));
             }
             Some(_) => {}

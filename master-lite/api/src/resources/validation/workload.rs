@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::errors::{Errors, Path, list, number, set, text};
+use super::errors::{Errors, Path, list, number, same, set, text};
 use super::pod::template;
 use super::rules::{at_most_100_percent, int_or_percent, is_zero};
 use super::selectors;
@@ -235,7 +235,7 @@ pub(in crate::resources) fn stateful_set_update(new: &Value, old: &Value) -> Vec
         }
         spec
     };
-    if rest(new) != rest(old) {
+    if !same(&rest(new), &rest(old)) {
         errors.forbidden(&Path::new("spec"), "updates to statefulset spec for fields other than 'replicas', 'ordinals', 'template', 'updateStrategy', 'revisionHistoryLimit', 'persistentVolumeClaimRetentionPolicy' and 'minReadySeconds' are forbidden");
     }
     errors.0
