@@ -97,5 +97,5 @@ fn nginx_and_redis_serve_clients_in_other_pods() -> Result<()> {
         ensure!(!users.is_empty(), "{program} runs");
         assert!(users.lines().all(|line| line.split_whitespace().nth(1) == Some(user)), "{program}: {users}");
     }
-    Ok(())
+    cluster.down()
 }

@@ -39,7 +39,8 @@ fn every_command_of_the_thin_path() -> Result<()> {
     reading(&cluster)?;
     changing(&cluster)?;
     streaming(&cluster)?;
-    deleting(&cluster)
+    deleting(&cluster)?;
+    cluster.down()
 }
 
 fn creating(cluster: &TestCluster) -> Result<()> {

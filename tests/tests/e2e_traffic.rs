@@ -53,7 +53,7 @@ fn no_request_fails_while_scaled_and_rolled() -> Result<()> {
         "{last}\n{}",
         k(&["logs", "client"])?.lines().filter(|l| l.starts_with("error")).collect::<Vec<_>>().join("\n")
     );
-    Ok(())
+    cluster.down()
 }
 
 #[test]
@@ -94,5 +94,5 @@ fn nothing_is_hurt_when_the_agent_is_killed() -> Result<()> {
     }
     assert_eq!(*end, format!("end {}", numbered.len()));
     assert!(numbered.len() > 5_000, "it logged on while the agent was away: {} lines", numbered.len());
-    Ok(())
+    cluster.down()
 }

@@ -70,5 +70,5 @@ fn three_nodes_share_the_work() -> Result<()> {
         &format!("http://{ip}/"),
     ]))?;
     assert!(answer.starts_with("v1 "), "{answer}");
-    Ok(())
+    cluster.down()
 }

@@ -2,13 +2,13 @@
 
 use std::fs;
 use std::net::TcpListener;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
 
-use super::host::{Host, cgroup2_mount, remove_cgroup};
+use super::host::{Host, cgroup2_mount, ended, remove_cgroup};
 use super::network::{self, PREFIX};
 use crate::kubectl::Kubectl;
 use crate::{images, paths};
@@ -224,7 +224,7 @@ impl Cluster {
 
     fn check_daemon(&self, host: &str) -> Result<()> {
         if let Some(pid) = self.daemon_pid(host)
-            && !Path::new(&format!("/proc/{pid}")).exists()
+            && ended(pid)
         {
             let log = fs::read_to_string(self.log(host)).unwrap_or_default();
             let tail: Vec<&str> = log.lines().rev().take(15).collect();
@@ -276,6 +276,8 @@ impl Cluster {
                 "--podinit={}",
                 paths::target().join("x86_64-unknown-linux-gnu/podinit/keelson-podinit").display()
             ),
+            // The disk is the machine's, and how full it is not the test's business.
+            "--eviction-hard=memory.available<50Mi,nodefs.available<50Mi,imagefs.available<50Mi".to_owned(),
             // The machine may hold the controllers in cgroup v1.
             "--allow-missing-controllers".to_owned(),
         ];
@@ -290,7 +292,7 @@ impl Cluster {
         let pid = self.daemon_pid(host).with_context(|| format!("no daemon runs on {host}"))?;
         nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL)?;
         let deadline = Instant::now() + Duration::from_secs(10);
-        while Path::new(&format!("/proc/{pid}")).exists() {
+        while !ended(pid) {
             if Instant::now() > deadline {
                 bail!("the daemon of {host} (pid {pid}) does not end");
             }

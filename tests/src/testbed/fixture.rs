@@ -1,4 +1,5 @@
-//! A cluster for one test: made with `TestCluster::up`, gone when dropped, logs shown when the test failed.
+//! A cluster for one test: made with `TestCluster::up`, ended with `down`. Dropped before that, the test has failed, and
+//! the state of the cluster is shown.
 
 use std::ops::{Deref, DerefMut};
 use std::time::{Duration, Instant};
@@ -75,8 +76,11 @@ impl DerefMut for TestCluster {
 impl Drop for TestCluster {
     fn drop(&mut self) {
         let Some(cluster) = self.cluster.take() else { return };
-        if std::thread::panicking() || std::env::var_os("KEELSON_KEEP").is_some() {
-            for what in [&["get", "pods", "-A", "-o", "wide"][..], &["get", "events", "-A"]] {
+        {
+            for what in [
+                &["get", "pods", "-A", "-o", "wide"][..],
+                &["get", "events", "-A", "--sort-by=.lastTimestamp"],
+            ] {
                 eprintln!(
                     "--- kubectl {what:?}\n{}",
                     self.kubectl.run(what).unwrap_or_else(|e| e.to_string())

@@ -120,13 +120,21 @@ impl Host {
     pub fn destroy(&self) -> Result<()> {
         let _ = kill(Pid::from_raw(self.pid), Signal::SIGKILL);
         let deadline = Instant::now() + Duration::from_secs(20);
-        while Path::new(&format!("/proc/{}/ns/net", self.pid)).exists() {
+        while !ended(self.pid) {
             if Instant::now() > deadline {
                 bail!("the test host {} (pid {}) does not end", self.name, self.pid);
             }
             std::thread::sleep(Duration::from_millis(5));
         }
         Ok(())
+    }
+}
+
+/// Whether a process has ended: gone, or waiting only to be reaped.
+pub fn ended(pid: i32) -> bool {
+    match fs::read_to_string(format!("/proc/{pid}/stat")) {
+        Ok(stat) => stat.rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with(['Z', 'X'])),
+        Err(_gone) => true,
     }
 }
 

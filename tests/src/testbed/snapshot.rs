@@ -7,7 +7,7 @@ use std::path::Path;
 
 use anyhow::Result;
 
-use super::host::cgroup2_mount;
+use super::host::{cgroup2_mount, ended};
 
 /// The machine at one moment, each entry one line of text.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -35,9 +35,8 @@ impl Snapshot {
         for entry in fs::read_dir("/proc")? {
             let entry = entry?;
             let Ok(pid) = entry.file_name().to_string_lossy().parse::<u32>() else { continue };
-            let stat = fs::read_to_string(entry.path().join("stat")).unwrap_or_default();
-            if stat.rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with('Z')) {
-                // Ended; the machine's first process reaps it in its own time.
+            if i32::try_from(pid).is_ok_and(ended) {
+                // The machine's first process reaps it in its own time.
                 continue;
             }
             let comm = fs::read_to_string(entry.path().join("comm")).unwrap_or_default();

@@ -66,9 +66,10 @@ fn state_of(c: &CriStatus, message: Option<&String>) -> ContainerState {
             running: Some(ContainerStateRunning { started_at: c.started_at.map(api_time) }),
             ..ContainerState::default()
         },
-        // Upstream treats "created" as "exited": a container that never got to run has failed to start.
-        CriState::Created | CriState::Exited => {
-            let exit_code = c.exit_code.unwrap_or(if c.state == CriState::Created { 0 } else { 137 });
+        // It is about to be started: a failed start leaves an exited record.
+        CriState::Created => waiting_state("ContainerCreating", None),
+        CriState::Exited => {
+            let exit_code = c.exit_code.unwrap_or(137);
             let default_reason = if exit_code == 0 { "Completed" } else { "Error" };
             let message = message.cloned().or_else(|| c.message.clone()).filter(|m| !m.is_empty());
             let terminated = ContainerStateTerminated {
@@ -96,7 +97,8 @@ fn convert(c: &CriStatus, container: &Container, facts: &Facts<'_>) -> Container
             supplemental_groups: Some(groups.iter().map(|g| i64::from(*g)).collect()),
         }),
     });
-    let image = if c.image_ref.is_empty() {
+    // An image's id tells a reader nothing that the spec's name does not.
+    let image = if c.image_ref.is_empty() || c.image_ref.starts_with("sha256:") {
         container.image.clone().unwrap_or_default()
     } else {
         c.image_ref.clone()
@@ -275,6 +277,15 @@ mod tests {
         assert_eq!(got.iter().map(|s| s.name.as_str()).collect::<Vec<_>>(), ["a", "b"]);
         let waiting = got[0].state.clone().unwrap().waiting.unwrap();
         assert_eq!(waiting.reason.as_deref(), Some("ContainerCreating"));
+    }
+
+    #[test]
+    fn a_container_about_to_start_has_not_ended() {
+        let pod = pod_json(json!({"containers": [{"name": "a", "image": "i"}], "restartPolicy": "Never"}));
+        let observed = ObservedPod::new(vec![], vec![cri_container("a", 0, CriState::Created, None)]);
+        let state = run(&pod, &observed, &[], &[])[0].state.clone().unwrap();
+        assert!(state.terminated.is_none());
+        assert_eq!(state.waiting.unwrap().reason.as_deref(), Some("ContainerCreating"));
     }
 
     #[test]
