@@ -69,8 +69,12 @@ impl Apt {
 
     /// Fetches packages with all that they depend on; gives the paths of the .deb files, sorted by name.
     pub fn closure(&self, names: &[&str]) -> Result<Vec<PathBuf>> {
-        let plan =
-            cmd::text(self.tool("apt-get").args(["install", "--yes", "--print-uris", "-qq"]).args(names))?;
+        // What is in the cache already would not be printed, so the plan is made beside an empty one.
+        let empty = tempfile::tempdir_in(&self.dir)?;
+        fs::create_dir_all(empty.path().join("archives/partial"))?;
+        let mut plan = self.tool("apt-get");
+        plan.arg("-o").arg(format!("Dir::Cache={}", empty.path().display()));
+        let plan = cmd::text(plan.args(["install", "--yes", "--print-uris", "-qq"]).args(names))?;
         let mut files: Vec<String> =
             plan.lines().filter_map(|line| line.split_whitespace().nth(1).map(str::to_owned)).collect();
         files.sort();
