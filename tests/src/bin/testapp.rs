@@ -126,7 +126,11 @@ fn request(stream: &mut TcpStream, close: bool) -> Result<String, Box<dyn std::e
     let mut answer = Vec::new();
     let mut buffer = [0; 1024];
     loop {
-        let read = stream.read(&mut buffer)?;
+        let read = match stream.read(&mut buffer) {
+            // SIGTERM came: a read with a timeout is not restarted by the kernel.
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => continue,
+            other => other?,
+        };
         if read == 0 {
             return Err("connection closed early".into());
         }
