@@ -289,11 +289,9 @@ impl Server {
             match sys::recv(&process.attached[s].fd, &mut self.buf) {
                 Ok((0, _)) => process.attached[s].open = false,
                 Ok((len, _)) if process.attached[s].stdin => match self.buf[0] {
-                    attach::STDIN => {
-                        if process.input_fd().is_some() {
-                            process.input.extend_from_slice(&self.buf[1..len]);
-                            process.flush_input();
-                        }
+                    attach::STDIN if process.input_fd().is_some() => {
+                        process.input.extend_from_slice(&self.buf[1..len]);
+                        process.flush_input();
                     }
                     attach::STDIN_EOF => self.end_input(p, s),
                     _ => {}

@@ -11,7 +11,7 @@ fn check(result: libc::c_int) -> io::Result<libc::c_int> {
 }
 
 fn check_len(result: isize) -> io::Result<usize> {
-    usize::try_from(result).or_else(|_| Err(io::Error::last_os_error()))
+    usize::try_from(result).map_err(|_negative| io::Error::last_os_error())
 }
 
 /// Drops every right that PID 1 of a pod has no use for.
@@ -122,7 +122,7 @@ pub fn recv(fd: &impl AsRawFd, buf: &mut [u8]) -> io::Result<(usize, Vec<OwnedFd
         let mut cmsg = libc::CMSG_FIRSTHDR(&raw const msg);
         while !cmsg.is_null() {
             if (*cmsg).cmsg_level == libc::SOL_SOCKET && (*cmsg).cmsg_type == libc::SCM_RIGHTS {
-                #[expect(clippy::unnecessary_cast, reason = "cmsg_len is socklen_t with other C libraries")]
+                // cmsg_len is socklen_t with other C libraries.
                 let bytes = (*cmsg).cmsg_len as usize - libc::CMSG_LEN(0) as usize;
                 let data = libc::CMSG_DATA(cmsg).cast::<RawFd>();
                 for i in 0..bytes / 4 {

@@ -540,7 +540,8 @@ fn check_mounts(config: &ContainerConfig) -> Result<()> {
         let source = mount.host_path.canonicalize().map_err(internal(mount.host_path.display()))?;
         let (point, shared, slave) = propagation_of(&mountinfo, &source);
         let wanted = mount.propagation;
-        if !shared && !(slave && wanted == MountPropagation::HostToContainer) {
+        let suffices = shared || (slave && wanted == MountPropagation::HostToContainer);
+        if !suffices {
             return Err(CriError::Invalid(format!(
                 "path {:?} is mounted on {point:?} but it is not a shared{} mount",
                 mount.host_path,

@@ -182,7 +182,7 @@ fn below_podinit(
             drop(theirs);
             let mut buf = vec![0; MAX_PACKET];
             let (len, mut fds) = sys::recv_fds(&report, &mut buf)?;
-            if enter.first().is_some() {
+            if !enter.is_empty() {
                 // Only when the intermediate has gone is the child podinit's.
                 sys::wait_pid(pid)?;
             }

@@ -1,5 +1,7 @@
 //! What the privileged tests share: a runtime over a temporary folder and a cgroup of its own, a busybox image, and a
 //! network that does nothing. A test that lacks something fails and says what.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 #![allow(dead_code, reason = "each test program uses a part")]
 
 use std::collections::BTreeMap;
