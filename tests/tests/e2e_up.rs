@@ -25,7 +25,16 @@ fn one_node_answers_and_goes_without_a_trace() -> Result<()> {
 
 #[test]
 fn three_nodes_share_the_work() -> Result<()> {
-    let cluster = TestCluster::up("e2e-nodes", 3, &["testapp-v1"])?;
+    three_nodes("bridge")
+}
+
+#[test]
+fn three_nodes_share_the_work_without_a_bridge() -> Result<()> {
+    three_nodes("routed")
+}
+
+fn three_nodes(mode: &str) -> Result<()> {
+    let cluster = TestCluster::up_with("e2e-nodes", 3, &["testapp-v1"], &["--network-mode", mode])?;
     let kubectl = &cluster.kubectl;
     kubectl.apply(sample::MANIFEST)?;
     kubectl.run(&["scale", "deployment/hello", "--replicas=6"])?;

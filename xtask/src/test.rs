@@ -1,8 +1,10 @@
 //! `cargo xtask test`: the same stages here and in CI, each with its time.
 
-use anyhow::{Result, bail};
+use anyhow::{Result, bail, ensure};
 use clap::{Args, ValueEnum};
+use keelson_tests::cmd;
 use keelson_tests::progress::Steps;
+use keelson_tests::testbed::snapshot::Snapshot;
 
 use crate::build;
 
@@ -93,6 +95,9 @@ fn stages(part: Option<Part>, steps: &mut Steps) -> Result<()> {
             ])
         })?;
     }
+    if part != Some(Part::Unit) {
+        steps.step("cargo xtask up, kubectl, down", by_command)?;
+    }
     if part.is_none() {
         crate::ebpf::build(steps, true)?;
     }
@@ -105,7 +110,7 @@ const TESTDATA: &str = "KEELSON_TESTDATA";
 /// Integration tests of all crates but the whole-system ones; and those left out for want of test inputs.
 fn integration_tests() -> Result<(Vec<String>, Vec<String>)> {
     let with_data = std::env::var_os(TESTDATA).is_some();
-    let listed = keelson_tests::cmd::text(
+    let listed = cmd::text(
         std::process::Command::new("cargo")
             .args(["metadata", "--no-deps", "--format-version", "1"])
             .current_dir(keelson_tests::paths::root()),
@@ -144,14 +149,32 @@ fn deny() -> Result<()> {
             .args(["install", "cargo-deny", "--quiet", "--locked", "--version", VERSION, "--root"])
             .arg(&root);
         install.env("CARGO_TARGET_DIR", keelson_tests::paths::cache().join("tools-target"));
-        keelson_tests::cmd::run(&mut install)?;
+        cmd::run(&mut install)?;
         let _ = std::fs::remove_dir_all(keelson_tests::paths::cache().join("tools-target"));
     }
     let mut check = std::process::Command::new(program);
     check
         .args(["--log-level", "error", "check", "bans", "licenses", "sources"])
         .current_dir(keelson_tests::paths::root());
-    keelson_tests::cmd::run(&mut check).map(drop)
+    cmd::run(&mut check).map(drop)
+}
+
+/// The commands of the README, as a user types them: up ends with both answers and the kubeconfig's path, and down leaves
+/// nothing.
+fn by_command() -> Result<()> {
+    let before = Snapshot::take()?;
+    let xtask = |args: &[&str]| cmd::text(std::process::Command::new(std::env::current_exe()?).args(args));
+    let shown = xtask(&["up", "--name", "by-command", "--nodes", "3"])?;
+    for expected in ["through the ClusterIP: v1 hello-", "through the DNS name:  v1 hello-", "kubeconfig: /"]
+    {
+        ensure!(shown.contains(expected), "up does not show {expected:?}:\n{shown}");
+    }
+    let pods = xtask(&["kubectl", "--name", "by-command", "--", "get", "pods", "-o", "name"])?;
+    ensure!(pods.lines().count() == 3, "three replicas: {pods}");
+    xtask(&["down", "--name", "by-command"])?;
+    let left = Snapshot::take()?.added_since(&before);
+    ensure!(left.is_empty(), "down left something behind: {left:?}");
+    Ok(())
 }
 
 fn is_root() -> bool {

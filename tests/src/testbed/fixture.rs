@@ -20,11 +20,19 @@ pub struct TestCluster {
 impl TestCluster {
     /// Makes a cluster with these images preloaded and waits until its nodes are Ready.
     pub fn up(name: &str, nodes: usize, images: &[&str]) -> Result<Self> {
+        Self::up_with(name, nodes, images, &[])
+    }
+
+    /// As [`TestCluster::up`], with arguments for each agent.
+    pub fn up_with(name: &str, nodes: usize, images: &[&str], agent_args: &[&str]) -> Result<Self> {
         // What an interrupted run left.
         if let Some(old) = Cluster::find(name)? {
             old.destroy()?;
         }
-        let cluster = Cluster::create(name, &Options { nodes, agent_args: Vec::new() })?;
+        let cluster = Cluster::create(
+            name,
+            &Options { nodes, agent_args: agent_args.iter().map(|&arg| arg.to_owned()).collect() },
+        )?;
         let kubectl = Kubectl::new(&cluster.kubeconfig())?;
         let mut test = Self { cluster: Some(cluster), kubectl };
         test.preload_images(images)?;
