@@ -336,6 +336,10 @@ impl Cluster {
 
     /// Ends everything and removes every trace.
     pub fn destroy(self) -> Result<()> {
+        // All at once: the kernel takes a network namespace down in its own time, many in the time of one.
+        for (name, _) in &self.state.hosts {
+            self.host(name)?.kill();
+        }
         for (name, _) in self.state.hosts.iter().rev() {
             self.host(name)?.destroy()?;
         }

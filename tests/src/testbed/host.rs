@@ -116,9 +116,14 @@ impl Host {
         String::from_utf8_lossy(&output.stdout).trim().parse().context("keelson-testhost printed no pid")
     }
 
+    /// Kills the host's first process, and with it all others, without waiting for their end.
+    pub fn kill(&self) {
+        let _ = kill(Pid::from_raw(self.pid), Signal::SIGKILL);
+    }
+
     /// Ends every process of the host and waits until they are gone.
     pub fn destroy(&self) -> Result<()> {
-        let _ = kill(Pid::from_raw(self.pid), Signal::SIGKILL);
+        self.kill();
         let deadline = Instant::now() + Duration::from_secs(20);
         while !ended(self.pid) {
             if Instant::now() > deadline {
