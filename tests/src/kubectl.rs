@@ -89,8 +89,8 @@ fn find() -> Result<PathBuf> {
     if !program.exists() {
         // Debian's suites name the package differently; trixie carries 1.32.
         let deb = debian::Apt::suite("trixie")?
-            .package("kubernetes-client")
-            .or_else(|_| debian::Apt::suite("trixie")?.package("kubectl"))
+            .package("kubectl")
+            .or_else(|_| debian::Apt::suite("trixie")?.package("kubernetes-client"))
             .context("fetch Debian's kubectl")?;
         debian::unpack(&deb, &dir)?;
     }

@@ -7,8 +7,13 @@ use keelson_tests::progress::Steps;
 use keelson_tests::{cmd, images, paths};
 
 /// Programs that tests and `up` call, and the Debian package of each.
-const TOOLS: &[(&str, &str)] =
-    &[("ip", "iproute2"), ("dpkg-deb", "dpkg"), ("xz", "xz-utils"), ("busybox", "busybox-static")];
+const TOOLS: &[(&str, &str)] = &[
+    ("ip", "iproute2"),
+    ("dpkg-deb", "dpkg"),
+    ("xz", "xz-utils"),
+    ("busybox", "busybox-static"),
+    ("script", "bsdutils"),
+];
 
 /// Installs missing tools with apt-get; says so clearly where that can't be done.
 pub fn ensure_tools(tools: &[(&str, &str)]) -> Result<()> {
