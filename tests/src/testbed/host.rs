@@ -263,13 +263,6 @@ fn become_host(name: &str, dir: &Path) -> Result<()> {
     for own in ["etc", "var", "opt", "root"] {
         bind(&dir.join(own), &root.join(own), false)?;
     }
-    for shown in [paths::root().to_owned(), paths::target()] {
-        let at = root.join(shown.strip_prefix("/").unwrap_or(&shown));
-        if !at.exists() {
-            fs::create_dir_all(&at)?;
-            bind(&shown, &at, true)?;
-        }
-    }
     let none = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
     mount(Some("proc"), &root.join("proc"), Some("proc"), none, None::<&str>).context("mount /proc")?;
     mount(Some("sysfs"), &root.join("sys"), Some("sysfs"), none, None::<&str>).context("mount /sys")?;
@@ -280,6 +273,14 @@ fn become_host(name: &str, dir: &Path) -> Result<()> {
         .context("mount /run")?;
     mount(Some("tmpfs"), &root.join("tmp"), Some("tmpfs"), MsFlags::MS_NOSUID, Some("mode=1777"))
         .context("mount /tmp")?;
+    // Last, since the checkout may be anywhere, below /tmp too.
+    for shown in [paths::root().to_owned(), paths::target()] {
+        let at = root.join(shown.strip_prefix("/").unwrap_or(&shown));
+        if !at.exists() {
+            fs::create_dir_all(&at)?;
+            bind(&shown, &at, true)?;
+        }
+    }
     fs::create_dir_all(root.join("run/netns"))?;
 
     chdir(&root)?;
