@@ -31,7 +31,9 @@ async fn isolation_is_in_place() {
     let node = Node::new();
     let runtime = node.runtime().await;
     let sandbox = runtime.run_pod_sandbox(sandbox_config(&node, "iso")).await.unwrap();
+    // One stream: lines of two would come in any order.
     let text = "
+        exec 2>&1
         grep -E 'Cap(Prm|Eff|Bnd|Inh|Amb)|NoNewPrivs|Seccomp:' /proc/self/status
         cat /proc/keys | wc -c
         ls /sys/firmware | wc -l
