@@ -86,8 +86,9 @@ impl RuntimeService for Runtime {
         let container = self.container(container_id)?;
         let mut usage = self.cgroups.usage(&container.cgroup());
         let upper = self.config.container_dir(container_id).join("upper");
-        let used = tokio::task::spawn_blocking(move || disk_usage(&upper));
-        usage.rootfs_used = Some(used.await.map_err(internal("measuring the writable layer"))?);
+        let used = tokio::task::spawn_blocking(move || keelson_tree::disk_usage(&upper));
+        let what = "measuring the writable layer";
+        usage.rootfs_used = Some(used.await.map_err(internal(what))?.map_err(internal(what))?);
         Ok(usage)
     }
 
@@ -107,17 +108,4 @@ impl RuntimeService for Runtime {
             missing_controllers: self.cgroups.missing(),
         }
     }
-}
-
-/// Bytes in blocks of a folder; links are not followed, and what vanishes meanwhile counts nothing.
-fn disk_usage(dir: &std::path::Path) -> u64 {
-    use std::os::unix::fs::MetadataExt;
-    let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
-    entries
-        .filter_map(|entry| {
-            let meta = entry.metadata().ok()?;
-            let below = if meta.is_dir() { disk_usage(&entry.path()) } else { 0 };
-            Some(meta.blocks() * 512 + below)
-        })
-        .sum()
 }
