@@ -89,9 +89,10 @@ pub fn api_resource_list(table: &ResourceTable, group: &str, version: &str) -> O
         if !row.categories.is_empty() {
             entry["categories"] = json!(row.categories);
         }
-        if !row.is_virtual {
+        // What is not stored cannot be watched.
+        if row.has_verb("watch") {
             entry["storageVersionHash"] =
-                hash(&format!("{}/{}/{}", row.group, row.storage_version, row.kind)).into();
+                hash(&format!("{}/{}/{}", row.storage.group, row.storage_version, row.kind)).into();
         }
         resources.push(entry);
         for sub in &row.subresources {
@@ -141,13 +142,18 @@ pub fn aggregated(table: &ResourceTable, core: bool) -> Value {
     })
 }
 
-fn response_kind(gvk: &GroupVersionKind) -> Value {
+/// Group and version are left empty where they are those of the resource, as upstream does.
+fn response_kind(gvk: &GroupVersionKind, group: &str, version: &str) -> Value {
+    if gvk.group == group && gvk.version == version {
+        return json!({"group": "", "version": "", "kind": gvk.kind});
+    }
     json!({"group": gvk.group, "version": gvk.version, "kind": gvk.kind})
 }
 
 fn resource_discovery(row: &Resource, version: &str) -> Value {
+    let kind = |gvk: &GroupVersionKind| response_kind(gvk, &row.group, version);
     let mut entry = json!({
-        "resource": row.plural, "responseKind": response_kind(&row.gvk(version)),
+        "resource": row.plural, "responseKind": kind(&row.gvk(version)),
         "scope": if row.namespaced { "Namespaced" } else { "Cluster" },
         "singularResource": row.singular, "verbs": row.verbs,
     });
@@ -161,9 +167,7 @@ fn resource_discovery(row: &Resource, version: &str) -> Value {
         entry["subresources"] = row
             .subresources
             .iter()
-            .map(|sub| {
-                json!({"subresource": sub.name, "responseKind": response_kind(&sub.kind), "verbs": sub.verbs})
-            })
+            .map(|sub| json!({"subresource": sub.name, "responseKind": kind(&sub.kind), "verbs": sub.verbs}))
             .collect();
     }
     entry

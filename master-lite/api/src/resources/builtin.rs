@@ -141,13 +141,41 @@ fn core_kind(kind: &str) -> GroupVersionKind {
     GroupVersionKind::new("", "v1", kind)
 }
 
+/// Groups in upstream's order of discovery: of several resources of one name, kubectl takes the first.
+const GROUPS: &[&str] = &[
+    "",
+    "apps",
+    "events.k8s.io",
+    "authentication.k8s.io",
+    "authorization.k8s.io",
+    "autoscaling",
+    "batch",
+    "certificates.k8s.io",
+    "networking.k8s.io",
+    "policy",
+    "rbac.authorization.k8s.io",
+    "storage.k8s.io",
+    "admissionregistration.k8s.io",
+    "scheduling.k8s.io",
+    "coordination.k8s.io",
+    "node.k8s.io",
+    "discovery.k8s.io",
+    "resource.k8s.io",
+    "flowcontrol.apiserver.k8s.io",
+];
+
 /// Every built-in resource, in the order of discovery.
 pub(super) fn rows() -> Vec<Resource> {
     let mut rows = core();
     rows.extend(workloads());
     rows.extend(access());
+    rows.extend(storage());
+    rows.extend(devices());
+    rows.extend(admission());
     rows.extend(rest());
-    rows.into_iter().map(|row| row.0).collect()
+    let mut rows: Vec<Resource> = rows.into_iter().map(|row| row.0).collect();
+    rows.sort_by_key(|row| GROUPS.iter().position(|group| *group == row.group));
+    rows
 }
 
 fn core() -> Vec<Row> {
@@ -336,10 +364,53 @@ fn access() -> Vec<Row> {
     ]
 }
 
-fn rest() -> Vec<Row> {
+fn storage() -> Vec<Row> {
     let storage = |kind: &str, plural: &str| row("storage.k8s.io", "v1", kind, plural).cluster();
     let mut capacity = storage("CSIStorageCapacity", "csistoragecapacities");
     capacity.0.namespaced = true;
+    vec![
+        storage("CSIDriver", "csidrivers"),
+        storage("CSINode", "csinodes"),
+        capacity,
+        storage("StorageClass", "storageclasses").short(&["sc"]).strategy(s::StorageClass),
+        storage("VolumeAttachment", "volumeattachments").status(),
+        storage("VolumeAttributesClass", "volumeattributesclasses").short(&["vac"]),
+    ]
+}
+
+fn devices() -> Vec<Row> {
+    let device = |kind: &str, plural: &str| row("resource.k8s.io", "v1", kind, plural);
+    vec![
+        device("DeviceClass", "deviceclasses").cluster().generation(),
+        device("ResourceClaim", "resourceclaims").status(),
+        device("ResourceClaimTemplate", "resourceclaimtemplates"),
+        device("ResourceSlice", "resourceslices")
+            .cluster()
+            .generation()
+            .fields(&["spec.nodeName", "spec.driver"]),
+    ]
+}
+
+fn admission() -> Vec<Row> {
+    let admission = |kind: &str, plural: &str| {
+        let mut made = row("admissionregistration.k8s.io", "v1", kind, plural).cluster().generation();
+        made.0.categories.push("api-extensions".to_owned());
+        made
+    };
+    vec![
+        admission("MutatingAdmissionPolicy", "mutatingadmissionpolicies"),
+        admission("MutatingAdmissionPolicyBinding", "mutatingadmissionpolicybindings"),
+        admission("MutatingWebhookConfiguration", "mutatingwebhookconfigurations"),
+        admission("ValidatingAdmissionPolicy", "validatingadmissionpolicies").status(),
+        admission("ValidatingAdmissionPolicyBinding", "validatingadmissionpolicybindings"),
+        admission("ValidatingWebhookConfiguration", "validatingwebhookconfigurations"),
+    ]
+}
+
+fn rest() -> Vec<Row> {
+    let flow = |kind: &str, plural: &str| {
+        row("flowcontrol.apiserver.k8s.io", "v1", kind, plural).cluster().generation().status()
+    };
     let mut hpa = row("autoscaling", "v2", "HorizontalPodAutoscaler", "horizontalpodautoscalers")
         .short(&["hpa"])
         .all()
@@ -369,11 +440,8 @@ fn rest() -> Vec<Row> {
             .generation()
             .strategy(s::PriorityClass),
         row("node.k8s.io", "v1", "RuntimeClass", "runtimeclasses").cluster(),
-        storage("CSIDriver", "csidrivers"),
-        storage("CSINode", "csinodes"),
-        capacity,
-        storage("StorageClass", "storageclasses").short(&["sc"]).strategy(s::StorageClass),
-        storage("VolumeAttachment", "volumeattachments").status(),
+        flow("FlowSchema", "flowschemas"),
+        flow("PriorityLevelConfiguration", "prioritylevelconfigurations"),
         hpa,
     ]
 }

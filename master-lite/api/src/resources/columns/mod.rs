@@ -5,7 +5,9 @@
 //! unless it was asked for `-o wide`.
 
 mod access;
+mod admission;
 mod core;
+mod device;
 mod duration;
 mod event;
 mod node;
@@ -187,6 +189,17 @@ fn find(group: &str, kind: &str) -> &'static [Spec] {
             "admissionregistration.k8s.io",
             "MutatingWebhookConfiguration" | "ValidatingWebhookConfiguration",
         ) => core::WEBHOOKS,
+        ("admissionregistration.k8s.io", "MutatingAdmissionPolicy") => admission::MUTATING_POLICY,
+        ("admissionregistration.k8s.io", "ValidatingAdmissionPolicy") => admission::VALIDATING_POLICY,
+        (
+            "admissionregistration.k8s.io",
+            "MutatingAdmissionPolicyBinding" | "ValidatingAdmissionPolicyBinding",
+        ) => admission::POLICY_BINDING,
+        ("flowcontrol.apiserver.k8s.io", "FlowSchema") => policy::FLOW_SCHEMA,
+        ("flowcontrol.apiserver.k8s.io", "PriorityLevelConfiguration") => policy::PRIORITY_LEVEL,
+        ("resource.k8s.io", "DeviceClass" | "ResourceClaimTemplate") => device::NAMED,
+        ("resource.k8s.io", "ResourceClaim") => device::RESOURCE_CLAIM,
+        ("resource.k8s.io", "ResourceSlice") => device::RESOURCE_SLICE,
         ("", "Service") => service::SERVICE,
         ("", "Endpoints") => service::ENDPOINTS,
         ("discovery.k8s.io", "EndpointSlice") => service::ENDPOINT_SLICE,

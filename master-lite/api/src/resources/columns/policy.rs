@@ -1,8 +1,8 @@
-//! Autoscalers and disruption budgets.
+//! Autoscalers, disruption budgets, priority and fairness.
 
 use serde_json::Value;
 
-use super::tree::{at, get_int, list_at, scalar, str_at};
+use super::tree::{at, condition, get, get_int, list_at, scalar, str_at};
 use super::{AGE, NAME, Spec, integer, text};
 
 pub(super) const POD_DISRUPTION_BUDGET: &[Spec] = &[
@@ -39,6 +39,43 @@ pub(super) const HORIZONTAL_POD_AUTOSCALER: &[Spec] = &[
     text("Replicas", "Pods that are.", |o, _| get_int(o, "status.currentReplicas")),
     AGE,
 ];
+
+pub(super) const FLOW_SCHEMA: &[Spec] = &[
+    NAME,
+    text("PriorityLevel", "Level that its requests get.", |o, _| {
+        get(o, "spec.priorityLevelConfiguration.name")
+    }),
+    text("MatchingPrecedence", "Lower is tried first.", |o, _| get_int(o, "spec.matchingPrecedence")),
+    text("DistinguisherMethod", "What tells its flows apart.", |o, _| {
+        scalar(at(o, "spec.distinguisherMethod.type")).unwrap_or_else(|| "<none>".to_owned()).into()
+    }),
+    AGE,
+    text("MissingPL", "Whether its level is missing or broken.", |o, _| {
+        condition(list_at(o, "status.conditions"), "Dangling").unwrap_or("?").into()
+    }),
+];
+
+pub(super) const PRIORITY_LEVEL: &[Spec] = &[
+    NAME,
+    text("Type", "Exempt or Limited.", |o, _| get(o, "spec.type")),
+    text("NominalConcurrencyShares", "Its part of the server.", |o, _| {
+        number_or_none(at(o, "spec.limited.nominalConcurrencyShares"))
+    }),
+    text("Queues", "Number of its queues.", |o, _| {
+        number_or_none(at(o, "spec.limited.limitResponse.queuing.queues"))
+    }),
+    text("HandSize", "Queues that a flow may use.", |o, _| {
+        number_or_none(at(o, "spec.limited.limitResponse.queuing.handSize"))
+    }),
+    text("QueueLengthLimit", "Requests that a queue holds.", |o, _| {
+        number_or_none(at(o, "spec.limited.limitResponse.queuing.queueLengthLimit"))
+    }),
+    AGE,
+];
+
+fn number_or_none(value: &Value) -> Value {
+    if value.is_null() { "<none>".into() } else { value.clone() }
+}
 
 fn metrics(hpa: &Value) -> String {
     const MAX: usize = 2;
