@@ -14,6 +14,7 @@ fn pods_get_what_they_ask_for() -> Result<()> {
     cluster.kubectl.apply(MANIFEST)?;
     volumes_and_environment(&cluster)?;
     ends_and_restarts(&cluster)?;
+    evictions(&cluster)?;
     late_objects(&cluster)?;
     services(&cluster)?;
     cluster.down()
@@ -74,6 +75,27 @@ fn ends_and_restarts(cluster: &TestCluster) -> Result<()> {
         ensure!(unwell >= 1, "the liveness probe restarts it");
         Ok(())
     })
+}
+
+/// Pods that write more than they may.
+fn evictions(cluster: &TestCluster) -> Result<()> {
+    for (pod, want) in [
+        ("hog", r#"Usage of EmptyDir volume "data" exceeds the limit "1Mi"."#),
+        ("writer", "Pod ephemeral local storage usage exceeds the total limit of containers 1Mi."),
+    ] {
+        cluster.eventually(40, || {
+            let status = field(cluster, pod, ".status.phase} {.status.reason} {.status.message")?;
+            ensure!(status.trim() == format!("Failed Evicted {want}"), "{pod}: {status}");
+            let code = field(cluster, pod, ".status.containerStatuses[0].state.terminated.exitCode")?;
+            ensure!(code == "137" || code == "143", "{pod} ended with {code:?}");
+            let events = format!("involvedObject.name={pod},reason=Evicted,type=Warning");
+            let events = cluster.kubectl.run(&["get", "events", "--field-selector", &events])?;
+            ensure!(events.contains(want), "{events}");
+            Ok(())
+        })?;
+    }
+    ensure!(field(cluster, "modest", ".status.phase")? == "Running");
+    Ok(())
 }
 
 fn late_objects(cluster: &TestCluster) -> Result<()> {

@@ -90,6 +90,32 @@ fn scaled(q: &Quantity, unit: i128) -> i64 {
     i64::try_from(ceil_div(nano, unit)).unwrap_or(if nano > 0 { i64::MAX } else { i64::MIN })
 }
 
+/// An amount in Kubernetes' canonical form: in binary steps if `like` is, else in decimal ones.
+pub fn format(amount: i64, like: &Quantity) -> Quantity {
+    let positive = u64::try_from(amount).unwrap_or(0);
+    Quantity(if like.0.ends_with('i') { binary(positive) } else { decimal(positive) })
+}
+
+/// Bytes with the largest binary suffix that divides them, Kubernetes' canonical form.
+pub fn binary(bytes: u64) -> String {
+    for (shift, suffix) in [(40, "Ti"), (30, "Gi"), (20, "Mi"), (10, "Ki")] {
+        if bytes != 0 && bytes.trailing_zeros() >= shift {
+            return format!("{}{suffix}", bytes >> shift);
+        }
+    }
+    bytes.to_string()
+}
+
+fn decimal(mut amount: u64) -> String {
+    let mut suffixes = ["k", "M", "G", "T", "P", "E"].into_iter();
+    let mut suffix = "";
+    while amount != 0 && amount.is_multiple_of(1000) {
+        let Some(next) = suffixes.next() else { break };
+        (amount, suffix) = (amount / 1000, next);
+    }
+    format!("{amount}{suffix}")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -113,6 +139,16 @@ mod tests {
         check("1E", 1_000_000_000_000_000_000, i64::MAX);
         check("100u", 1, 1);
         check("-1", -1, -1000);
+    }
+
+    #[test]
+    fn texts() {
+        let text = |amount, like: &str| format(amount, &Quantity(like.into())).0;
+        assert_eq!(text(5 << 20, "1Mi"), "5Mi");
+        assert_eq!(text((5 << 20) + 1, "1Mi"), "5242881");
+        assert_eq!(text(5_000_000, "1M"), "5M");
+        assert_eq!(text(5_500_000, "1"), "5500k");
+        assert_eq!(text(0, "0"), "0");
     }
 
     #[test]

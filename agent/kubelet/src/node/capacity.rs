@@ -6,6 +6,7 @@ use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 
 use super::MachineInfo;
 use super::pressure::Thresholds;
+use crate::quantity::binary;
 
 /// `status.capacity` and `status.allocatable`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -65,16 +66,6 @@ impl Capacity {
         }
         list
     }
-}
-
-/// Bytes with the largest binary suffix that divides them, Kubernetes' canonical form.
-fn binary(bytes: u64) -> String {
-    for (shift, suffix) in [(40, "Ti"), (30, "Gi"), (20, "Mi"), (10, "Ki")] {
-        if bytes != 0 && bytes.trailing_zeros() >= shift {
-            return format!("{}{suffix}", bytes >> shift);
-        }
-    }
-    bytes.to_string()
 }
 
 #[cfg(test)]

@@ -30,6 +30,8 @@ pub enum Op {
     KillPod,
     /// Old records are removed.
     Collect(String),
+    /// What it takes of the disk is measured.
+    Measure,
     /// The status is written.
     Status,
     /// Volumes are unmounted after the end.

@@ -4,6 +4,7 @@ use k8s_openapi::api::core::v1::Pod;
 use keelson_cri::PodSandboxStatus;
 
 use super::decide::Op;
+use super::local_storage::Usage;
 use super::start::StartError;
 use crate::status::writer::WriteError;
 use crate::volumes::setup::Outcome;
@@ -32,6 +33,8 @@ pub enum Done {
     PodKilled(Result<(), String>),
     /// A record was removed.
     Collected(String),
+    /// What the pod takes of the disk.
+    Measured(Usage),
     /// The status was written.
     Status(Box<Result<Pod, WriteError>>),
     /// Volumes were unmounted.
@@ -52,6 +55,7 @@ impl Done {
             Self::Killed(id, _) => Op::Kill(id.clone()),
             Self::PodKilled(_) => Op::KillPod,
             Self::Collected(id) => Op::Collect(id.clone()),
+            Self::Measured(_) => Op::Measure,
             Self::Status(_) => Op::Status,
             Self::Unmounted(_) => Op::Unmount,
             Self::Deleted(_) => Op::Delete,

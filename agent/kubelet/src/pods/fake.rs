@@ -32,6 +32,8 @@ struct State {
     /// How long a container takes to end after its stop signal.
     stubborn: HashMap<String, Duration>,
     refuse_sandbox: bool,
+    /// Bytes of writable layers, by container id.
+    written: HashMap<String, u64>,
 }
 
 impl FakeRuntime {
@@ -51,6 +53,11 @@ impl FakeRuntime {
 
     pub fn refuse_sandboxes(&self, refuse: bool) {
         self.state.lock().refuse_sandbox = refuse;
+    }
+
+    /// A container writes into its own layer.
+    pub fn write(&self, id: &str, bytes: u64) {
+        self.state.lock().written.insert(id.into(), bytes);
     }
 
     /// Configuration that a container was made from.
@@ -247,8 +254,9 @@ impl RuntimeService for FakeRuntime {
         Ok(())
     }
 
-    async fn container_usage(&self, _: &str) -> Result<ResourceUsage> {
-        Ok(ResourceUsage::default())
+    async fn container_usage(&self, id: &str) -> Result<ResourceUsage> {
+        let rootfs_used = self.state.lock().written.get(id).copied();
+        Ok(ResourceUsage { rootfs_used, ..ResourceUsage::default() })
     }
 
     fn events(&self) -> broadcast::Receiver<ContainerEvent> {

@@ -18,6 +18,7 @@ mod fake;
 mod gc;
 mod hooks;
 pub mod hosts;
+pub mod local_storage;
 mod manager;
 mod observed;
 mod ops;

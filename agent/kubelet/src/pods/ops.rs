@@ -11,6 +11,7 @@ use kube::api::{Api, DeleteParams, Preconditions};
 use super::actions::Kill;
 use super::context::Context;
 use super::event::Done;
+use super::local_storage;
 use super::observed::ObservedPod;
 use super::podext::{ContainerKind, PodExt};
 use super::sandbox::{dns_of, sandbox_config};
@@ -140,9 +141,19 @@ pub async fn kill(ctx: Arc<Context>, pod: Arc<Pod>, kill: Kill, pod_ip: Option<I
     Done::Killed(kill.id.clone(), result.map_err(|e| e.to_string()))
 }
 
-/// Stops everything.
-pub async fn kill_pod(ctx: Arc<Context>, pod: Arc<Pod>, observed: Arc<ObservedPod>) -> Done {
-    Done::PodKilled(stop_pod(&ctx, &pod, &observed, None).await.map_err(|e| e.to_string()))
+/// Stops everything. `grace` overrides the pod's own grace period.
+pub async fn kill_pod(
+    ctx: Arc<Context>,
+    pod: Arc<Pod>,
+    observed: Arc<ObservedPod>,
+    grace: Option<Duration>,
+) -> Done {
+    Done::PodKilled(stop_pod(&ctx, &pod, &observed, grace).await.map_err(|e| e.to_string()))
+}
+
+/// Measures what the pod takes of the disk.
+pub async fn measure(ctx: Arc<Context>, pod: Arc<Pod>, observed: Arc<ObservedPod>) -> Done {
+    Done::Measured(local_storage::measure(&ctx, &pod, &observed).await)
 }
 
 /// Removes the record of a dead container, with its log and its last words.

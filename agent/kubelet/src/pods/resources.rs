@@ -20,7 +20,7 @@ pub const MAX_SHARES: u64 = 262_144;
 pub const QUOTA_PERIOD: u64 = 100_000;
 /// Least CFS quota that the kernel takes, microseconds.
 pub const MIN_QUOTA: i64 = 1_000;
-/// Priority of `system-node-critical`; such pods are spared by the OOM killer like guaranteed ones.
+/// Least priority of the critical classes, `system-cluster-critical` and `system-node-critical`.
 const SYSTEM_CRITICAL_PRIORITY: i32 = 2_000_000_000;
 
 const GUARANTEED_OOM_SCORE_ADJ: i64 = -997;
@@ -37,11 +37,15 @@ pub fn milli_cpu_to_quota(milli: i64) -> Option<i64> {
     (milli > 0).then(|| (milli.saturating_mul(100_000) / 1000).max(MIN_QUOTA))
 }
 
+/// Whether the cluster needs the pod so much that the node neither evicts it nor lets it be killed first.
+pub fn is_critical(pod: &Pod) -> bool {
+    PodExt::spec(pod).priority.is_some_and(|p| p >= SYSTEM_CRITICAL_PRIORITY)
+}
+
 /// `oom_score_adj` of a container's processes. `memory_capacity` is the machine's, in bytes.
 pub fn oom_score_adj(pod: &Pod, container: &Container, memory_capacity: u64) -> i32 {
-    let critical = PodExt::spec(pod).priority.is_some_and(|p| p >= SYSTEM_CRITICAL_PRIORITY);
     let class = qos_class(pod);
-    if critical || class == QosClass::Guaranteed {
+    if is_critical(pod) || class == QosClass::Guaranteed {
         return GUARANTEED_OOM_SCORE_ADJ as i32;
     }
     if class == QosClass::BestEffort {

@@ -26,7 +26,7 @@ use super::observed::ObservedPod;
 use super::podext::{ContainerKind, PodExt};
 use super::start::pod_grace;
 use super::table::PodTable;
-use super::{ops, termination};
+use super::{local_storage, ops, termination};
 use crate::events::EventType;
 use crate::objects::PodObjects;
 use crate::probes::ProbeKind;
@@ -84,6 +84,10 @@ pub struct Worker {
     tasks: HashMap<tokio::task::Id, (Op, AbortHandle)>,
     /// Grace period of the kill that goes on.
     kill_grace: Option<Duration>,
+    /// Grace period of a pod that the node ends before its time; overrides its own.
+    end_grace: Option<Duration>,
+    /// When it was last measured what the pod takes of the disk.
+    measured_at: SystemTime,
     retry: HashMap<Op, (SystemTime, Duration)>,
     restarts: Backoff<String>,
     waiting: HashMap<String, Waiting>,
@@ -149,6 +153,8 @@ impl Worker {
             work: JoinSet::new(),
             tasks: HashMap::new(),
             kill_grace: None,
+            end_grace: None,
+            measured_at: ctx.clock.now(),
             retry: HashMap::new(),
             restarts: Backoff::new(INITIAL, MAX),
             waiting: HashMap::new(),
@@ -335,6 +341,7 @@ impl Worker {
                 self.settle(op, result.is_ok());
             }
             Done::Collected(_) => {}
+            Done::Measured(usage) => self.take_usage(&usage),
             Done::Status(result) => match *result {
                 Ok(pod) => {
                     self.settle(op, true);
@@ -460,6 +467,7 @@ impl Worker {
             self.ctx.objects.register(&self.pod, &mut self.objects, &self.objects_changed);
         }
         self.check_deadline(now, &mut wake);
+        self.measure(now, &mut wake);
         if self.stage == Stage::Terminating
             && !self.busy_with_containers()
             && everything_stopped(&self.observed)
@@ -528,6 +536,34 @@ impl Worker {
         self.terminate();
     }
 
+    /// Has the pod measured again and again, if something limits what it may take of the disk.
+    fn measure(&mut self, now: SystemTime, wake: &mut Wake) {
+        let idle = self.stage != Stage::Running || self.observed.sandboxes.is_empty();
+        if idle || self.busy.contains(&Op::Measure) || local_storage::Limits::of(&self.pod).is_none() {
+            return;
+        }
+        let due = self.measured_at + local_storage::INTERVAL;
+        if due > now {
+            wake.at(due);
+            return;
+        }
+        let work = ops::measure(self.ctx.clone(), self.pod.clone(), self.observed.clone());
+        self.spawn(Op::Measure, work);
+    }
+
+    fn take_usage(&mut self, usage: &local_storage::Usage) {
+        self.measured_at = self.ctx.clock.now();
+        if self.stage != Stage::Running {
+            return;
+        }
+        let limits = local_storage::Limits::of(&self.pod);
+        let Some(verdict) = limits.and_then(|limits| local_storage::judge(&limits, usage)) else { return };
+        self.ctx.events.pod(&self.pod, EventType::Warning, &verdict.reason, verdict.message.clone());
+        self.verdict = Some(verdict);
+        self.end_grace = Some(local_storage::GRACE);
+        self.terminate();
+    }
+
     fn announce_back_off(&mut self, decision: &Decision) {
         for name in decision.crash_loops.keys() {
             let Some(last) = self.observed.container(name) else { continue };
@@ -562,8 +598,10 @@ impl Worker {
             Action::Kill(kill) => self.kill_container(kill),
             Action::KillPod => {
                 self.waiting.clear();
-                self.kill_grace = Some(pod_grace(&self.pod));
-                self.spawn(Op::KillPod, ops::kill_pod(ctx, pod, self.observed.clone()));
+                let own = pod_grace(&self.pod);
+                let grace = self.end_grace.map(|grace| grace.min(own));
+                self.kill_grace = Some(grace.unwrap_or(own));
+                self.spawn(Op::KillPod, ops::kill_pod(ctx, pod, self.observed.clone(), grace));
             }
             Action::RemoveContainer(id) => {
                 self.spawn(Op::Collect(id.clone()), ops::remove_container(ctx, id));

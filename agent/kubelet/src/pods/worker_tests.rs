@@ -30,7 +30,7 @@ struct Bench {
     desired: watch::Sender<Desired>,
     tasks: JoinSet<String>,
     clock: Clock,
-    _dir: tempfile::TempDir,
+    dir: tempfile::TempDir,
     _router: tokio::task::JoinHandle<()>,
 }
 
@@ -79,7 +79,7 @@ async fn bench_with(pod: Pod, prepare: impl FnOnce(&FakeRuntime) -> Vec<String>)
             changed.notify_one();
         }
     });
-    Bench { runtime, api, desired: handle.desired, tasks, clock, _dir: dir, _router: router }
+    Bench { runtime, api, desired: handle.desired, tasks, clock, dir, _router: router }
 }
 
 impl Bench {
@@ -359,6 +359,46 @@ async fn deadline_exceeded() {
         (status.phase.as_deref(), status.reason.as_deref()),
         (Some("Failed"), Some("DeadlineExceeded"))
     );
+}
+
+/// Fails the pod with this text, and kills its containers at once.
+fn check_evicted(b: &Bench, text: &str) {
+    let status = b.api.pod().status.unwrap();
+    assert_eq!(status.phase.as_deref(), Some("Failed"));
+    assert_eq!((status.reason.as_deref(), status.message.as_deref()), (Some("Evicted"), Some(text)));
+    let events = b.api.events();
+    let evictions = events.iter().filter(|e| **e == format!("Evicted: {text}")).count();
+    assert_eq!(evictions, 1, "{events:?}");
+    b.check_log(&["term a-0 2s", "dead a", "stop sandbox-0"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_container_that_writes_too_much_is_evicted() {
+    let b = bench(json!({"containers": [{"name": "a", "image": "i:1",
+        "resources": {"limits": {"ephemeral-storage": "1Mi"}}}]}))
+    .await;
+    b.runtime.write("a-0", 1 << 19);
+    b.wait(60).await;
+    assert_eq!(b.phase(), "Running");
+    b.runtime.take_log();
+    b.runtime.write("a-0", 1 << 20);
+    b.wait(15).await;
+    // /etc/hosts counts too.
+    check_evicted(&b, "Pod ephemeral local storage usage exceeds the total limit of containers 1Mi. ");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_full_empty_dir_is_evicted() {
+    let b = bench(json!({"containers": [{"name": "a", "image": "i:1"}],
+        "volumes": [{"name": "v", "emptyDir": {"sizeLimit": "1Mi"}}]}))
+    .await;
+    b.wait(30).await;
+    assert_eq!(b.phase(), "Running");
+    b.runtime.take_log();
+    let volume = b.dir.path().join("kubelet/pods/u/volumes/kubernetes.io~empty-dir/v");
+    std::fs::write(volume.join("f"), vec![1; 2 << 20]).unwrap();
+    b.wait(15).await;
+    check_evicted(&b, "Usage of EmptyDir volume \"v\" exceeds the limit \"1Mi\". ");
 }
 
 #[tokio::test(start_paused = true)]
