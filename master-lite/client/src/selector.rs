@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use k8s_openapi::api::core::v1::{Node, NodeSelector, NodeSelectorRequirement, NodeSelectorTerm};
+use k8s_openapi::api::core::v1::{Node, NodeSelector, NodeSelectorRequirement, NodeSelectorTerm, PodSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 
 /// Labels as the API holds them.
@@ -79,6 +79,16 @@ impl Selector {
             }
         })
     }
+}
+
+/// Whether the `nodeSelector` and the required node affinity of a pod accept `node`.
+pub fn node_accepted(pod: &PodSpec, node: &Node) -> bool {
+    let labels = node.metadata.labels.as_ref();
+    let wanted = pod.node_selector.iter().flatten();
+    let selected = wanted.into_iter().all(|(k, v)| labels.and_then(|l| l.get(k)) == Some(v));
+    let affinity = pod.affinity.as_ref().and_then(|a| a.node_affinity.as_ref());
+    let required = affinity.and_then(|a| a.required_during_scheduling_ignored_during_execution.as_ref());
+    selected && required.is_none_or(|selector| node_selector_matches(selector, node))
 }
 
 /// Whether `node` fulfils a node selector: one of its terms must match. A selector without terms matches no node.

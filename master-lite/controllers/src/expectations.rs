@@ -7,7 +7,7 @@
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
-use keelson_client::Key;
+use keelson_client::{Delta, Key};
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
@@ -32,17 +32,10 @@ impl Expectations {
         })
     }
 
-    /// Expects so many new objects.
-    pub fn expect_creations(&self, owner: &Key, count: usize) {
-        let creations = i64::try_from(count).unwrap_or(i64::MAX);
-        self.0
-            .lock()
-            .insert(owner.clone(), Entry { creations, deletions: HashSet::new(), at: Instant::now() });
-    }
-
-    /// Expects these objects to go.
-    pub fn expect_deletions(&self, owner: &Key, deletions: HashSet<Key>) {
-        self.0.lock().insert(owner.clone(), Entry { creations: 0, deletions, at: Instant::now() });
+    /// Expects so many new objects, and these to go.
+    pub fn expect(&self, owner: &Key, creations: usize, deletions: HashSet<Key>) {
+        let creations = i64::try_from(creations).unwrap_or(i64::MAX);
+        self.0.lock().insert(owner.clone(), Entry { creations, deletions, at: Instant::now() });
     }
 
     /// One new object was seen, or will never be.
@@ -56,6 +49,16 @@ impl Expectations {
     pub fn deletion_observed(&self, owner: &Key, object: &Key) {
         if let Some(entry) = self.0.lock().get_mut(owner) {
             entry.deletions.remove(object);
+        }
+    }
+
+    /// Notes what `delta` shows of an object of `owner`: a deletion counts from its timestamp on.
+    pub fn observe<O: kube::Resource>(&self, owner: &Key, delta: &Delta<O>) {
+        let object = &**delta.object();
+        if object.meta().deletion_timestamp.is_some() || matches!(delta, Delta::Deleted(_)) {
+            self.deletion_observed(owner, &Key::of(object));
+        } else if matches!(delta, Delta::Added(_)) {
+            self.creation_observed(owner);
         }
     }
 
@@ -73,13 +76,13 @@ mod tests {
     async fn what_is_expected_is_waited_for_and_not_for_ever() {
         let (expectations, owner) = (Expectations::default(), Key::new("ns", "rs"));
         assert!(expectations.satisfied(&owner));
-        expectations.expect_creations(&owner, 2);
+        expectations.expect(&owner, 2, HashSet::new());
         expectations.creation_observed(&owner);
         assert!(!expectations.satisfied(&owner));
         expectations.creation_observed(&owner);
         assert!(expectations.satisfied(&owner));
         let pod = Key::new("ns", "p");
-        expectations.expect_deletions(&owner, HashSet::from([pod.clone()]));
+        expectations.expect(&owner, 0, HashSet::from([pod.clone()]));
         expectations.deletion_observed(&owner, &Key::new("ns", "q"));
         assert!(!expectations.satisfied(&owner));
         tokio::time::advance(TIMEOUT + Duration::from_secs(1)).await;

@@ -3,7 +3,7 @@
 use std::fmt::Debug;
 use std::sync::Arc;
 
-use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
+use k8s_openapi::api::apps::v1::{ControllerRevision, DaemonSet, Deployment, ReplicaSet};
 use k8s_openapi::api::certificates::v1::CertificateSigningRequest;
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{
@@ -36,6 +36,10 @@ pub struct Informers {
     pub deployments: Arc<Informer<Deployment>>,
     /// All replica sets.
     pub replica_sets: Arc<Informer<ReplicaSet>>,
+    /// All daemon sets.
+    pub daemon_sets: Arc<Informer<DaemonSet>>,
+    /// All controller revisions.
+    pub revisions: Arc<Informer<ControllerRevision>>,
     /// All replication controllers.
     pub replication_controllers: Arc<Informer<ReplicationController>>,
     /// All service accounts.
@@ -62,6 +66,8 @@ impl Informers {
         watch.all(&self.endpoint_slices);
         watch.all(&self.deployments);
         watch.all(&self.replica_sets);
+        watch.all(&self.daemon_sets);
+        watch.all(&self.revisions);
         watch.all(&self.replication_controllers);
         watch.all(&self.service_accounts);
         watch.all(&self.csrs);

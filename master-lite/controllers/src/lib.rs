@@ -4,9 +4,11 @@
 //! shared informers and returns the future that does its work. They know the API through [`kube::Client`] alone, and
 //! each acts as its own user, as upstream's do with `--use-service-account-credentials`.
 
+pub mod backoff;
 pub mod certificates;
 pub mod config;
 pub mod context;
+pub mod daemon;
 pub mod deployment;
 pub mod discovery;
 pub mod endpoints;
@@ -14,12 +16,17 @@ pub mod endpointslice;
 pub mod error;
 pub mod expectations;
 pub mod garbagecollector;
+pub mod hash;
+pub mod history;
 pub mod informers;
 pub mod namespace;
 pub mod node;
+pub mod owners;
+pub mod percent;
 pub mod pod_control;
 pub mod podgc;
 pub mod replicaset;
+pub mod report;
 pub mod root_ca;
 pub mod serviceaccount;
 pub mod token_cleaner;
@@ -38,6 +45,7 @@ type Row = (&'static str, fn(&Context) -> Task);
 /// Every controller, by upstream's names where upstream has it.
 const CONTROLLERS: &[Row] = &[
     ("deployment-controller", deployment::start),
+    ("daemonset-controller", daemon::start),
     ("replicaset-controller", replicaset::start_replica_sets),
     ("replicationcontroller-controller", replicaset::start_replication_controllers),
     ("endpointslice-controller", endpointslice::start),

@@ -3,11 +3,12 @@
 use std::fmt::Debug;
 use std::future::Future;
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures::future::join_all;
 use k8s_openapi::api::core::v1::{Pod, PodTemplateSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
-use keelson_client::{EventType, Recorder, Selector, meta};
+use keelson_client::{Delta, EventType, Recorder, Selector, meta, pods};
 use kube::api::{DeleteParams, Patch, PatchParams, PostParams};
 use kube::{Api, Client, Resource};
 use serde::de::DeserializeOwned;
@@ -105,16 +106,16 @@ pub fn pod_from_template<K: Resource<DynamicType = ()>>(owner: &K, template: &Po
     }
 }
 
-/// Runs `work` `count` times, in batches that double as long as all goes well, so that a set whose pods are all
+/// Runs `work` `count` times, with the numbers from 0, in batches that double as long as all goes well, so that a set whose pods are all
 /// refused asks once and not a thousand times. Returns how often it succeeded, and the first error.
 pub async fn slow_start<F, Fut>(count: usize, work: F) -> (usize, Option<Error>)
 where
-    F: Fn() -> Fut,
+    F: Fn(usize) -> Fut,
     Fut: Future<Output = Result>,
 {
     let (mut done, mut batch) = (0, SLOW_START.min(count));
     while batch > 0 {
-        let outcomes = join_all((0..batch).map(|_| work())).await;
+        let outcomes = join_all((done..done + batch).map(&work)).await;
         let (good, bad): (Vec<_>, Vec<_>) = outcomes.into_iter().partition(|outcome| outcome.is_ok());
         done += good.len();
         if let Some(Err(error)) = bad.into_iter().next() {
@@ -123,6 +124,15 @@ where
         batch = (2 * batch).min(count - done);
     }
     (done, None)
+}
+
+/// How long after this change of a pod its owner has to look again: a pod that has just become ready counts as
+/// available only after a while.
+pub fn wait_for_availability(delta: &Delta<Pod>, min_ready_seconds: i32) -> Option<Duration> {
+    let became_ready = delta.old().is_some_and(|old| !pods::is_ready(old)) && pods::is_ready(delta.object());
+    let wait = u64::try_from(min_ready_seconds).ok().filter(|wait| *wait > 0 && became_ready)?;
+    // One second more, for clocks are cut to seconds.
+    Some(Duration::from_secs(wait + 1))
 }
 
 /// What shall become of an object that an owner with a selector finds.
@@ -232,7 +242,7 @@ mod tests {
 
     async fn check_slow_start(count: usize, fail_from: usize, tried: usize, done: usize) {
         let calls = AtomicUsize::new(0);
-        let (succeeded, _) = slow_start(count, || {
+        let (succeeded, _) = slow_start(count, |_| {
             let call = calls.fetch_add(1, Ordering::SeqCst);
             async move { if call < fail_from { Ok(()) } else { Err(Error::Stale) } }
         })

@@ -3,8 +3,10 @@
 use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
-use super::revision::{DESIRED_REPLICAS, MAX_REPLICAS};
 use keelson_client::meta;
+
+use super::revision::{DESIRED_REPLICAS, MAX_REPLICAS};
+use crate::percent::{Round, scaled};
 
 /// The pods that the deployment wants.
 pub fn replicas(deployment: &Deployment) -> i32 {
@@ -39,20 +41,6 @@ pub fn is_rolling(deployment: &Deployment) -> bool {
     strategy.and_then(|s| s.type_.as_deref()) != Some("Recreate")
 }
 
-fn scaled(value: Option<&IntOrString>, of: i32, up: bool) -> i32 {
-    match value {
-        None => 0,
-        Some(IntOrString::Int(value)) => *value,
-        // Validation has seen it; a text that is no percentage counts as nothing.
-        Some(IntOrString::String(text)) => {
-            let percent: i64 = text.strip_suffix('%').and_then(|p| p.parse().ok()).unwrap_or(0);
-            let hundredfold = percent.saturating_mul(i64::from(of));
-            let rounded = if up { hundredfold.saturating_add(99) / 100 } else { hundredfold / 100 };
-            i32::try_from(rounded).unwrap_or(i32::MAX)
-        }
-    }
-}
-
 /// Surge and unavailability in pods: the one rounds up, the other down; both can't be nothing, or the rollout
 /// could not move.
 fn fenceposts(deployment: &Deployment) -> (i32, i32) {
@@ -63,7 +51,7 @@ fn fenceposts(deployment: &Deployment) -> (i32, i32) {
     let quarter = IntOrString::String("25%".into());
     let surge = rolling.map_or(Some(&quarter), |r| r.max_surge.as_ref());
     let unavailable = rolling.map_or(Some(&quarter), |r| r.max_unavailable.as_ref());
-    match (scaled(surge, wanted, true), scaled(unavailable, wanted, false)) {
+    match (scaled(surge, wanted, Round::Up), scaled(unavailable, wanted, Round::Down)) {
         (0, 0) => (0, 1),
         posts => posts,
     }

@@ -1,7 +1,7 @@
 //! Deployments: replica sets brought and taken so that a template rolls out as its strategy says.
 //!
 //! [`math`] holds the arithmetic (surge, fenceposts, proportions), [`revision`] the revisions and annotations,
-//! [`template`] hashing and comparing of templates, [`status`] conditions and counts. [`sync`] does one pass.
+//! [`template`] the comparing of templates, [`status`] conditions and counts. [`sync`] does one pass.
 
 pub mod math;
 pub mod revision;
@@ -13,9 +13,10 @@ use std::sync::Arc;
 
 use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
 use k8s_openapi::api::core::v1::Pod;
-use keelson_client::{Delta, Informer, Key, Recorder, Selector, WorkQueue, meta, run_workers};
+use keelson_client::{Delta, Informer, Key, Recorder, WorkQueue, run_workers};
 
 use crate::context::{Context, Task};
+use crate::owners::{concerned, owner_of};
 
 const NAME: &str = "deployment-controller";
 const WORKERS: usize = 5;
@@ -71,45 +72,18 @@ pub fn start(context: &Context) -> Task {
 
 impl Controller {
     fn set_changed(&self, delta: &Delta<ReplicaSet>) {
-        let set = delta.object();
-        if let Some(old) = delta.old()
-            && meta::controller_of(&old.metadata) != meta::controller_of(&set.metadata)
-            && let Some(key) = self.owner_of(old)
-        {
+        for key in concerned(&self.deployments, delta) {
             self.queue.add(key);
-        }
-        if let Some(key) = self.owner_of(set) {
-            self.queue.add(key);
-        } else if meta::controller_of(&set.metadata).is_none() && !matches!(delta, Delta::Deleted(_)) {
-            for deployment in self.deployments.list_in(meta::namespace(&set.metadata)) {
-                let selector = Selector::compile(deployment.spec.as_ref().map(|s| &s.selector));
-                if selector.is_ok_and(|s| s.matches(set.metadata.labels.as_ref())) {
-                    self.queue.add(Key::of(&*deployment));
-                }
-            }
         }
     }
 
     /// A Recreate deployment waits for the last old pod to go.
     fn pod_changed(&self, delta: &Delta<Pod>) {
         let Delta::Deleted(pod) = delta else { return };
-        let Some(owner) = meta::controller_of(&pod.metadata).filter(|o| o.kind == "ReplicaSet") else {
-            return;
-        };
-        let namespace = meta::namespace(&pod.metadata);
-        let set =
-            self.sets.get(&Key::new(namespace, &owner.name)).filter(|s| meta::uid(&s.metadata) == owner.uid);
-        let Some(key) = set.and_then(|set| self.owner_of(&set)) else { return };
-        let recreates = self.deployments.get(&key).is_some_and(|d| !math::is_rolling(&d));
-        if recreates {
-            self.queue.add(key);
+        let Some(set) = owner_of(&self.sets, &pod.metadata) else { return };
+        let Some(deployment) = owner_of(&self.deployments, &set.metadata) else { return };
+        if !math::is_rolling(&deployment) {
+            self.queue.add(Key::of(&*deployment));
         }
-    }
-
-    fn owner_of(&self, set: &ReplicaSet) -> Option<Key> {
-        let owner = meta::controller_of(&set.metadata).filter(|o| o.kind == "Deployment")?;
-        let key = Key::new(meta::namespace(&set.metadata), &owner.name);
-        let deployment = self.deployments.get(&key)?;
-        (meta::uid(&deployment.metadata) == owner.uid).then_some(key)
     }
 }

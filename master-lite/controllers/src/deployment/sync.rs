@@ -11,6 +11,7 @@ use kube::api::{DeleteParams, PostParams};
 
 use super::{Controller, math, revision, status, template};
 use crate::error::{Error, Result};
+use crate::hash;
 use crate::pod_control::claim_all;
 
 /// The longest name that an object may have.
@@ -227,7 +228,7 @@ impl Pass<'_> {
     fn new_set(&self, old: &[ReplicaSet], next: i64) -> ReplicaSet {
         let spec = self.deployment.spec.clone().unwrap_or_default();
         let collisions = self.deployment.status.as_ref().and_then(|s| s.collision_count);
-        let hash = template::hash(&spec.template, collisions);
+        let hash = hash::of_template(&spec.template, collisions);
         let mut pods = spec.template;
         let of_template = pods.metadata.get_or_insert_default();
         let labels = template::with_hash(of_template.labels.as_ref(), &hash);

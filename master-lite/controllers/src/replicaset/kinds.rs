@@ -1,18 +1,15 @@
 //! The two kinds that the engine serves.
 
-use std::fmt::Debug;
-
 use k8s_openapi::api::apps::v1::{ReplicaSet, ReplicaSetCondition, ReplicaSetStatus};
 use k8s_openapi::api::core::v1::{
     PodTemplateSpec, ReplicationController, ReplicationControllerCondition, ReplicationControllerStatus,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use keelson_client::Selector;
-use serde::Serialize;
-use serde::de::DeserializeOwned;
 
 use super::status::Counts;
 use crate::error::{Error, Result};
+use crate::owners::Owner;
 
 /// Making or deleting pods has failed.
 #[derive(Debug)]
@@ -35,22 +32,11 @@ pub struct ReplicaFailure {
 }
 
 /// An object that wants a number of pods made from its template.
-pub trait Scaled:
-    kube::Resource<DynamicType = (), Scope = k8s_openapi::NamespaceResourceScope>
-    + Clone
-    + Debug
-    + DeserializeOwned
-    + Serialize
-    + Send
-    + Sync
-    + 'static
-{
+pub trait Scaled: Owner {
     /// How many pods it wants.
     fn replicas(&self) -> i32;
     /// How long a ready pod must stay so to count as available.
     fn min_ready_seconds(&self) -> i32;
-    /// Which pods are its.
-    fn selector(&self) -> Result<Selector>;
     /// How its pods look.
     fn template(&self) -> PodTemplateSpec;
     /// What its status says.
@@ -61,6 +47,12 @@ pub trait Scaled:
     fn set_status(&mut self, counts: &Counts, generation: Option<i64>);
 }
 
+impl Owner for ReplicaSet {
+    fn selector(&self) -> Result<Selector> {
+        Ok(Selector::compile(self.spec.as_ref().map(|s| &s.selector))?)
+    }
+}
+
 impl Scaled for ReplicaSet {
     fn replicas(&self) -> i32 {
         self.spec.as_ref().and_then(|s| s.replicas).unwrap_or(1)
@@ -68,10 +60,6 @@ impl Scaled for ReplicaSet {
 
     fn min_ready_seconds(&self) -> i32 {
         self.spec.as_ref().and_then(|s| s.min_ready_seconds).unwrap_or(0)
-    }
-
-    fn selector(&self) -> Result<Selector> {
-        Ok(Selector::compile(self.spec.as_ref().map(|s| &s.selector))?)
     }
 
     fn template(&self) -> PodTemplateSpec {
@@ -121,6 +109,13 @@ impl Scaled for ReplicaSet {
     }
 }
 
+impl Owner for ReplicationController {
+    fn selector(&self) -> Result<Selector> {
+        let selector = self.spec.as_ref().and_then(|s| s.selector.as_ref()).filter(|s| !s.is_empty());
+        Ok(selector.map_or_else(Selector::nothing, Selector::from_map))
+    }
+}
+
 impl Scaled for ReplicationController {
     fn replicas(&self) -> i32 {
         self.spec.as_ref().and_then(|s| s.replicas).unwrap_or(1)
@@ -128,11 +123,6 @@ impl Scaled for ReplicationController {
 
     fn min_ready_seconds(&self) -> i32 {
         self.spec.as_ref().and_then(|s| s.min_ready_seconds).unwrap_or(0)
-    }
-
-    fn selector(&self) -> Result<Selector> {
-        let selector = self.spec.as_ref().and_then(|s| s.selector.as_ref()).filter(|s| !s.is_empty());
-        Ok(selector.map_or_else(Selector::nothing, Selector::from_map))
     }
 
     fn template(&self) -> PodTemplateSpec {

@@ -8,18 +8,18 @@ pub mod status;
 
 use std::collections::HashSet;
 use std::sync::Arc;
-use std::time::Duration;
 
 use futures::future::join_all;
 use k8s_openapi::api::core::v1::Pod;
 use keelson_client::{Delta, Informer, Key, Selector, WorkQueue, meta, pods, run_workers};
 use kube::Api;
-use kube::api::PostParams;
 
 use crate::context::{Context, Task};
 use crate::error::{Error, Result};
 use crate::expectations::Expectations;
-use crate::pod_control::{PodControl, claim_all, slow_start};
+use crate::owners::{concerned, owner_of};
+use crate::pod_control::{PodControl, claim_all, slow_start, wait_for_availability};
+use crate::report::write_status;
 pub use kinds::{Failure, Scaled};
 
 /// Most pods that one pass makes or deletes.
@@ -89,58 +89,16 @@ fn start<K: Scaled>(
 
 impl<K: Scaled> Controller<K> {
     fn pod_changed(&self, delta: &Delta<Pod>) {
-        let pod = delta.object();
-        if let Some(old) = delta.old() {
-            let (before, now) = (meta::controller_of(&old.metadata), meta::controller_of(&pod.metadata));
-            if before != now
-                && let Some(key) = self.owner_of(old)
-            {
-                self.queue.add(key);
+        if let Some(set) = owner_of(&self.sets, &delta.object().metadata) {
+            let owner = Key::of(&*set);
+            // Before anyone is woken: a worker must find it noted.
+            self.expectations.observe(&owner, delta);
+            if let Some(wait) = wait_for_availability(delta, set.min_ready_seconds()) {
+                self.queue.add_after(owner, wait);
             }
         }
-        let going = pods::is_terminating(pod) || matches!(delta, Delta::Deleted(_));
-        if let Some(owner) = self.owner_of(pod) {
-            if going {
-                self.expectations.deletion_observed(&owner, &Key::of(&**pod));
-            } else if matches!(delta, Delta::Added(_)) {
-                self.expectations.creation_observed(&owner);
-            }
-            let became_ready = delta.old().is_some_and(|old| !pods::is_ready(old)) && pods::is_ready(pod);
-            self.queue.add(owner.clone());
-            if became_ready {
-                let wait = self.sets.get(&owner).map_or(0, |set| set.min_ready_seconds());
-                if wait > 0 {
-                    // One second more, for clocks are cut to seconds.
-                    self.queue.add_after(
-                        owner,
-                        Duration::from_secs(wait.unsigned_abs().into()) + Duration::from_secs(1),
-                    );
-                }
-            }
-        } else if !going && meta::controller_of(&pod.metadata).is_none() {
-            let relevant = delta.old().is_none_or(|old| {
-                old.metadata.labels != pod.metadata.labels || meta::controller_of(&old.metadata).is_some()
-            });
-            if relevant {
-                self.wake_adopters(pod);
-            }
-        }
-    }
-
-    /// The set that manages `pod`, if it is of our kind and is still the same.
-    fn owner_of(&self, pod: &Pod) -> Option<Key> {
-        let owner = meta::controller_of(&pod.metadata).filter(|owner| owner.kind == K::kind(&()))?;
-        let key = Key::new(meta::namespace(&pod.metadata), &owner.name);
-        let set = self.sets.get(&key)?;
-        (meta::uid(set.meta()) == owner.uid).then_some(key)
-    }
-
-    fn wake_adopters(&self, pod: &Pod) {
-        for set in self.sets.list_in(meta::namespace(&pod.metadata)) {
-            let matches = set.selector().is_ok_and(|selector| selector.matches(pod.metadata.labels.as_ref()));
-            if matches {
-                self.queue.add(Key::of(&*set));
-            }
+        for key in concerned(&self.sets, delta) {
+            self.queue.add(key);
         }
     }
 
@@ -191,8 +149,8 @@ impl<K: Scaled> Controller<K> {
         let wanted = usize::try_from(set.replicas()).unwrap_or(0);
         if active.len() < wanted {
             let count = (wanted - active.len()).min(BURST);
-            self.expectations.expect_creations(key, count);
-            let (done, error) = slow_start(count, || async {
+            self.expectations.expect(key, count, HashSet::new());
+            let (done, error) = slow_start(count, |_| async {
                 match self.control.create(set, &set.template()).await {
                     // Nothing that we could do about that, and the set goes away too.
                     Err(error) if error.is_namespace_terminating() => Ok(()),
@@ -213,7 +171,7 @@ impl<K: Scaled> Controller<K> {
         let related = self.related_pods(set);
         let doomed = ranking::to_delete(active, &related, count, &meta::now());
         let keys: HashSet<Key> = doomed.iter().map(|pod| Key::of(&**pod)).collect();
-        self.expectations.expect_deletions(key, keys);
+        self.expectations.expect(key, 0, keys);
         let deletions = join_all(doomed.iter().map(|pod| async {
             let outcome = self.control.delete(set, pod).await;
             if outcome.is_err() {
@@ -241,28 +199,14 @@ impl<K: Scaled> Controller<K> {
         uids.flat_map(|uid| self.pods.controlled_by(uid)).filter(|pod| pods::is_active(pod)).collect()
     }
 
-    /// Writes the status if it has changed; after a conflict once more, onto the newest version.
+    /// Writes the status if it has changed.
     async fn report(&self, set: &K, new: &status::Counts) -> Result {
-        let generation = set.meta().generation;
         if !status::differs(set, new) {
             return Ok(());
         }
+        let generation = set.meta().generation;
         let api: Api<K> = Api::namespaced(self.client.clone(), meta::namespace(set.meta()));
-        let name = meta::name(set.meta());
-        let mut target = set.clone();
-        target.set_status(new, generation);
-        match api.replace_status(name, &PostParams::default(), &target).await {
-            Ok(_) => return Ok(()),
-            Err(error) if meta::is_not_found(&error) => return Ok(()),
-            Err(error) if !meta::is_conflict(&error) => return Err(error.into()),
-            Err(_) => {}
-        }
-        let Some(mut target) = api.get_opt(name).await? else { return Ok(()) };
-        if target.meta().uid != set.meta().uid {
-            return Ok(());
-        }
-        target.set_status(new, generation);
-        api.replace_status(name, &PostParams::default(), &target).await?;
+        write_status(&api, set, |target| target.set_status(new, generation)).await?;
         Ok(())
     }
 }

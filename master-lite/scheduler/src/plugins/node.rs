@@ -1,7 +1,7 @@
 //! Rules about the node itself: its name, whether it takes pods, its labels.
 
 use k8s_openapi::api::core::v1::{Node, NodeAffinity as NodeAffinitySpec, Pod};
-use keelson_client::selector::{node_selector_matches, node_term_matches};
+use keelson_client::selector::{node_accepted, node_term_matches};
 use keelson_client::{pods, taints};
 
 use crate::framework::{ClusterEvent, Filter, Prepared, Rejection, Score, normalize};
@@ -79,12 +79,8 @@ fn affinity(pod: &Pod) -> Option<&NodeAffinitySpec> {
 }
 
 /// Whether the pod's `nodeSelector` and required node affinity accept the node.
-pub fn required_matches(pod: &Pod, node: &Node) -> bool {
-    let labels = node.metadata.labels.as_ref();
-    let wanted = pod.spec.as_ref().and_then(|s| s.node_selector.as_ref());
-    let selected = wanted.into_iter().flatten().all(|(k, v)| labels.and_then(|l| l.get(k)) == Some(v));
-    let required = affinity(pod).and_then(|a| a.required_during_scheduling_ignored_during_execution.as_ref());
-    selected && required.is_none_or(|selector| node_selector_matches(selector, node))
+pub fn accepted(pod: &Pod, node: &Node) -> bool {
+    pod.spec.as_ref().is_none_or(|spec| node_accepted(spec, node))
 }
 
 impl Filter for NodeAffinity {
@@ -101,7 +97,7 @@ impl Filter for NodeAffinity {
             return Prepared::Skip;
         }
         Prepared::Check(Box::new(|node| {
-            if required_matches(&pod.pod, &node.node) {
+            if accepted(&pod.pod, &node.node) {
                 return Ok(());
             }
             Err(Rejection::unresolvable("node(s) didn't match Pod's node affinity/selector"))
@@ -109,7 +105,7 @@ impl Filter for NodeAffinity {
     }
 
     fn wakes(&self, pod: &Pod, event: &ClusterEvent) -> bool {
-        matches!(event, ClusterEvent::Node { new, .. } if required_matches(pod, new))
+        matches!(event, ClusterEvent::Node { new, .. } if accepted(pod, new))
     }
 }
 

@@ -6,7 +6,7 @@ use k8s_openapi::api::core::v1::{Pod, TopologySpreadConstraint};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelectorRequirement;
 use keelson_client::{Selector, meta, pods, taints};
 
-use super::node::required_matches;
+use super::node::accepted;
 use crate::framework::{ClusterEvent, Filter, MAX_SCORE, Prepared, Rejection, Score};
 use crate::node_info::{NodeInfo, PodInfo, Snapshot};
 
@@ -82,7 +82,7 @@ impl Constraint {
             let effects = [taints::NO_SCHEDULE, taints::NO_EXECUTE];
             taints::first_untolerated(taints::of(&node.node), pods::tolerations(pod), &effects).is_none()
         };
-        (!self.honour_affinity || required_matches(pod, &node.node)) && (!self.honour_taints || tolerated())
+        (!self.honour_affinity || accepted(pod, &node.node)) && (!self.honour_taints || tolerated())
     }
 
     /// How many pods like this one each domain has.

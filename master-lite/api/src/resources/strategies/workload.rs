@@ -131,6 +131,19 @@ impl Strategy for StatefulSet {
     }
 }
 
+/// Where a DaemonSet's `templateGeneration`, a field of extensions/v1beta1, lives on.
+const TEMPLATE_GENERATION: &str = "deprecated.daemonset.template.generation";
+
+fn template_generation(object: &Value) -> Option<i64> {
+    object["metadata"]["annotations"][TEMPLATE_GENERATION].as_str()?.parse().ok()
+}
+
+fn set_template_generation(object: &mut Value, generation: i64) {
+    if let Some(annotations) = object_at(object, "metadata").and_then(|m| object_at(m, "annotations")) {
+        annotations[TEMPLATE_GENERATION] = generation.to_string().into();
+    }
+}
+
 /// DaemonSets.
 pub struct DaemonSet;
 
@@ -155,6 +168,15 @@ impl Strategy for DaemonSet {
         object["status"] = json!({
             "currentNumberScheduled": 0, "numberMisscheduled": 0, "desiredNumberScheduled": 0, "numberReady": 0,
         });
+        if template_generation(object).is_none_or(|generation| generation < 1) {
+            set_template_generation(object, 1);
+        }
+    }
+
+    /// The template's changes are counted, and by the server alone.
+    fn prepare_for_update(&self, _context: &StrategyContext, new: &mut Value, old: &Value) {
+        let changed = !validation::same(&new["spec"]["template"], &old["spec"]["template"]);
+        set_template_generation(new, template_generation(old).unwrap_or(0) + i64::from(changed));
     }
 
     fn validate_create(&self, _context: &StrategyContext, object: &Value) -> Vec<FieldError> {
@@ -335,5 +357,20 @@ mod tests {
         assert_eq!(Deployment.validate_create(&StrategyContext::default(), &object), []);
         object["spec"]["template"]["metadata"]["labels"]["a"] = "c".into();
         assert_eq!(Deployment.validate_create(&StrategyContext::default(), &object).len(), 1);
+    }
+
+    #[test]
+    fn a_daemon_sets_template_is_counted() {
+        let context = StrategyContext::default();
+        let mut old = json!({"metadata": {}, "spec": {"template": {"spec": {"nodeName": "a"}}}});
+        DaemonSet.prepare_for_create(&context, &mut old);
+        assert_eq!(template_generation(&old), Some(1));
+        let mut new = old.clone();
+        new["metadata"]["annotations"] = json!({TEMPLATE_GENERATION: "7"});
+        DaemonSet.prepare_for_update(&context, &mut new, &old);
+        assert_eq!(template_generation(&new), Some(1));
+        new["spec"]["template"]["spec"]["nodeName"] = "b".into();
+        DaemonSet.prepare_for_update(&context, &mut new, &old);
+        assert_eq!(template_generation(&new), Some(2));
     }
 }

@@ -125,7 +125,7 @@ impl Errors {
 
 /// Upstream's `Semantic.DeepEqual`: a field that is absent is as good as one that is null or an empty list, which a
 /// Go client would not send back.
-pub(super) fn same(a: &Value, b: &Value) -> bool {
+pub(in crate::resources) fn same(a: &Value, b: &Value) -> bool {
     let nothing = |value: &Value| value.is_null() || value.as_array().is_some_and(Vec::is_empty);
     match (a, b) {
         (Value::Object(left), Value::Object(right)) => {

@@ -36,6 +36,7 @@ pub(super) use batch::{cron_job, job, job_update};
 pub(super) use certificates::{signing_request, signing_request_update};
 pub(super) use config::{config_map, config_map_update, secret, secret_update};
 pub(super) use endpoints::{endpoint_slice, endpoints};
+pub(super) use errors::same;
 pub(super) use event::event;
 pub(super) use ingress::ingress;
 pub(super) use network_policy::network_policy;

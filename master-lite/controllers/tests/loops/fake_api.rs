@@ -26,6 +26,8 @@ const RESOURCES: &[(&str, &str, &str, bool)] = &[
     ("v1", "configmaps", "ConfigMap", true),
     ("v1", "secrets", "Secret", true),
     ("v1", "events", "Event", true),
+    ("apps/v1", "controllerrevisions", "ControllerRevision", true),
+    ("apps/v1", "daemonsets", "DaemonSet", true),
     ("apps/v1", "deployments", "Deployment", true),
     ("apps/v1", "replicasets", "ReplicaSet", true),
     ("discovery.k8s.io/v1", "endpointslices", "EndpointSlice", true),
