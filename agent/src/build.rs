@@ -63,6 +63,8 @@ pub async fn build(mut config: Config, shutdown: CancellationToken) -> anyhow::R
         node_ips: config.node_ips.clone(),
         allocatable: node.allocatable(),
         memory_capacity: node.machine().memory,
+        // Mounted by the kernel where SELinux is enabled.
+        selinux: std::path::Path::new("/sys/fs/selinux/enforce").exists(),
         ..config.pods.clone()
     };
     let pods = PodManager::new(pods, client.clone(), runtime.clone(), images);

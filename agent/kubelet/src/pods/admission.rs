@@ -17,8 +17,9 @@ fn unsupported(what: impl Into<String>) -> Option<Verdict> {
     Some(Verdict { reason: "PodFeatureUnsupported".into(), message })
 }
 
-/// Looks for fields that this node does not honour.
-pub fn unsupported_features(pod: &Pod) -> Option<Verdict> {
+/// Looks for fields that this node does not honour. `selinux`: the kernel has SELinux enabled; where it has not, its
+/// options mean nothing and are accepted, as upstream's runtimes do.
+pub fn unsupported_features(pod: &Pod, selinux: bool) -> Option<Verdict> {
     let spec = PodExt::spec(pod);
     if let Some(os) = spec.os.as_ref().filter(|os| os.name != "linux") {
         let message = format!("Failed to admit pod as the OS field doesn't match node OS: {:?}", os.name);
@@ -37,7 +38,7 @@ pub fn unsupported_features(pod: &Pod) -> Option<Verdict> {
     if shared.is_some_and(|s| s.windows_options.is_some()) {
         return unsupported("windowsOptions do not apply to a Linux node");
     }
-    if shared.is_some_and(|s| s.se_linux_options.is_some()) {
+    if selinux && shared.is_some_and(|s| s.se_linux_options.is_some()) {
         return unsupported("SELinux options are not supported by this node");
     }
     if shared.and_then(|s| s.app_armor_profile.as_ref()).is_some_and(|p| p.type_ != "Unconfined") {
@@ -45,7 +46,7 @@ pub fn unsupported_features(pod: &Pod) -> Option<Verdict> {
     }
     let ephemeral: Vec<Container> = pod.ephemeral_containers().iter().map(container_of_ephemeral).collect();
     for container in spec.containers.iter().chain(pod.init_containers()).chain(&ephemeral) {
-        if let Some(verdict) = unsupported_in_container(container) {
+        if let Some(verdict) = unsupported_in_container(container, selinux) {
             return Some(verdict);
         }
     }
@@ -58,7 +59,7 @@ fn app_armor() -> Option<Verdict> {
 }
 
 /// The same for one container: ephemeral ones arrive after the pod was taken.
-pub fn unsupported_in_container(container: &Container) -> Option<Verdict> {
+pub fn unsupported_in_container(container: &Container, selinux: bool) -> Option<Verdict> {
     let name = &container.name;
     if container.volume_devices.as_ref().is_some_and(|d| !d.is_empty()) {
         return unsupported(format!("container {name}: volumeDevices are not supported by this node"));
@@ -77,7 +78,7 @@ pub fn unsupported_in_container(container: &Container) -> Option<Verdict> {
     if own.windows_options.is_some() {
         return unsupported(format!("container {name}: windowsOptions do not apply to a Linux node"));
     }
-    if own.se_linux_options.is_some() {
+    if selinux && own.se_linux_options.is_some() {
         return unsupported(format!("container {name}: SELinux options are not supported by this node"));
     }
     if own.app_armor_profile.as_ref().is_some_and(|p| p.type_ != "Unconfined") {
@@ -132,7 +133,7 @@ mod tests {
     use serde_json::json;
 
     fn check_feature(spec: serde_json::Value, want: Option<&str>) {
-        let got = unsupported_features(&pod_json(spec.clone()));
+        let got = unsupported_features(&pod_json(spec.clone()), false);
         assert_eq!(got.map(|v| v.reason).as_deref(), want, "{spec}");
     }
 
@@ -144,6 +145,14 @@ mod tests {
         check_feature(json!({"containers": [], "os": {"name": "windows"}}), Some("PodOSNotSupported"));
         let armor = json!({"securityContext": {"appArmorProfile": {"type": "RuntimeDefault"}}, "name": "a"});
         check_feature(json!({"containers": [armor]}), Some("AppArmor"));
+    }
+
+    #[test]
+    fn selinux_options_mean_nothing_without_selinux() {
+        let options =
+            json!({"securityContext": {"seLinuxOptions": {"level": "s0"}}, "containers": [{"name": "a"}]});
+        assert_eq!(unsupported_features(&pod_json(options.clone()), false), None);
+        assert!(unsupported_features(&pod_json(options), true).is_some());
     }
 
     #[test]

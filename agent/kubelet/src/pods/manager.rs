@@ -48,6 +48,8 @@ pub struct PodManagerConfig {
     pub allocatable: BTreeMap<String, Quantity>,
     /// Memory of the machine in bytes: the base of `oom_score_adj`.
     pub memory_capacity: u64,
+    /// Whether the kernel has SELinux enabled.
+    pub selinux: bool,
 }
 
 impl PodManagerConfig {
@@ -66,6 +68,7 @@ impl PodManagerConfig {
             cgroup_parent: "kubepods".into(),
             allocatable: BTreeMap::new(),
             memory_capacity: 0,
+            selinux: false,
         }
     }
 }

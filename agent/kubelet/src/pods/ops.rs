@@ -104,7 +104,9 @@ pub async fn start(job: StartJob) -> Done {
         format!("targetContainerName {t:?}: sharing one container's process namespace is not supported by this node")
     });
     // Ephemeral containers arrive after the pod was admitted.
-    let unsupported = || super::admission::unsupported_in_container(&job.container).map(|v| v.message);
+    let unsupported = || {
+        super::admission::unsupported_in_container(&job.container, job.ctx.config.selinux).map(|v| v.message)
+    };
     if let Some(message) = shares.or_else(unsupported) {
         let text = format!("Error: {message}");
         job.ctx.events.container(&job.pod, job.kind, &name, EventType::Warning, "Failed", text);

@@ -444,7 +444,7 @@ impl Worker {
             return;
         }
         let others = self.table.ahead_of(&self.pod);
-        let refused = admission::unsupported_features(&self.pod)
+        let refused = admission::unsupported_features(&self.pod, self.ctx.config.selinux)
             .or_else(|| admission::fits(&self.pod, &others, &self.ctx.config.allocatable));
         if let Some(verdict) = refused {
             self.ctx.events.pod(&self.pod, EventType::Warning, &verdict.reason, verdict.message.clone());
