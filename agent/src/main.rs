@@ -42,6 +42,12 @@ fn start(flags: flags::Flags) -> anyhow::Result<()> {
     abort_on_panic();
     // Fails only when there is a provider already, and then that one is as good.
     let _ = rustls::crypto::ring::default_provider().install_default();
+    // SAFETY: the runtime below starts the first other thread.
+    if unsafe { keelson_images::stand_in_if_missing(&flags.run_dir) }? {
+        tracing::warn!(
+            "this machine has no CA certificates: images can be pulled over plain HTTP only; install ca-certificates"
+        );
+    }
     let config = config::Config::new(flags)?;
     tokio::runtime::Runtime::new().context("start the async runtime")?.block_on(async {
         let shutdown = CancellationToken::new();

@@ -13,10 +13,12 @@ mod digest;
 mod error;
 mod index;
 mod registry;
+mod roots;
 mod store;
 mod unpack;
 
 pub use error::ImageError;
 pub use registry::RegistryConfig;
+pub use roots::{machine_has_roots, stand_in_if_missing};
 pub use store::{ImageStore, ImageStoreConfig};
 pub use unpack::{Limits, unpack_layer};

@@ -15,6 +15,7 @@ use tokio_util::io::{StreamReader, SyncIoBridge};
 use crate::ImageError;
 use crate::digest::Digest;
 use crate::index::{Record, canonical};
+use crate::roots::machine_has_roots;
 use crate::store::{ImageStore, Parts, unpack_verified};
 
 /// Largest manifest, index or config that is read. Registries cap manifests at 4 MiB.
@@ -54,6 +55,11 @@ impl Default for RegistryConfig {
 
 impl RegistryConfig {
     fn client(&self, registry: &str) -> Result<Client, ImageError> {
+        // The client would panic.
+        if !machine_has_roots() {
+            let reason = "this machine has no CA certificates: install ca-certificates".to_owned();
+            return Err(ImageError::Pull { reference: registry.to_owned(), reason });
+        }
         let host = registry.rsplit_once(':').map_or(registry, |(host, _)| host);
         let loopback =
             host == "localhost" || host.parse::<std::net::Ipv4Addr>().is_ok_and(|ip| ip.is_loopback());
