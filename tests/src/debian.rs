@@ -88,6 +88,7 @@ impl Apt {
 
 /// Unpacks the files of a .deb into a folder; no maintainer script runs.
 pub fn unpack(deb: &Path, into: &Path) -> Result<()> {
+    fs::create_dir_all(into).with_context(|| format!("make {}", into.display()))?;
     cmd::run(Command::new("dpkg-deb").arg("--extract").arg(deb).arg(into))?;
     Ok(())
 }

@@ -2,7 +2,9 @@
 
 mod build;
 mod cluster;
+mod conformance;
 mod ebpf;
+mod fault;
 mod schema_facts;
 mod test;
 
@@ -27,6 +29,10 @@ enum Command {
     Kubectl(cluster::KubectlArgs),
     /// Run a command inside a test host, for example `cargo xtask host node-1 -- ip route`.
     Host(cluster::HostArgs),
+    /// Run upstream's end-to-end suite against a cluster of this checkout.
+    Conformance(conformance::ConformanceArgs),
+    /// Break a copy of the checkout on purpose and run a command in it, which must fail.
+    Fault(fault::FaultArgs),
     /// Format, lint, build, and run the tests.
     Test(test::TestArgs),
     /// Build the BPF programs and put the object under ebpf/prebuilt.
@@ -48,6 +54,8 @@ fn main() -> Result<()> {
         Command::Down(args) => cluster::down(&args),
         Command::Kubectl(args) => cluster::kubectl(&args),
         Command::Host(args) => cluster::host(&args),
+        Command::Conformance(args) => conformance::run(&args),
+        Command::Fault(args) => fault::run(&args),
         Command::Test(args) => test::run(&args),
         Command::BuildEbpf(args) => ebpf::run(&args),
         Command::Images => build::images(),
