@@ -54,7 +54,7 @@ fn main() -> Result<()> {
         Command::Down(args) => cluster::down(&args),
         Command::Kubectl(args) => cluster::kubectl(&args),
         Command::Host(args) => cluster::host(&args),
-        Command::Conformance(args) => conformance::run(&args),
+        Command::Conformance(args) => conformance::run(&args, &mut keelson_tests::progress::Steps::new()),
         Command::Fault(args) => fault::run(&args),
         Command::Test(args) => test::run(&args),
         Command::BuildEbpf(args) => ebpf::run(&args),

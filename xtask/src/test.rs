@@ -7,6 +7,10 @@ use keelson_tests::progress::Steps;
 use keelson_tests::testbed::snapshot::Snapshot;
 
 use crate::build;
+use crate::conformance::{self, ConformanceArgs};
+
+/// How many tests of upstream's suite are run each time, chosen by the commit's hash.
+const CONFORMANCE_SAMPLE: usize = 40;
 
 /// Which tests to run.
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -99,6 +103,7 @@ fn stages(part: Option<Part>, steps: &mut Steps) -> Result<()> {
         steps.step("cargo xtask up, kubectl, down", by_command)?;
     }
     if part.is_none() {
+        conformance::run(&ConformanceArgs::sample_of_ratchet(CONFORMANCE_SAMPLE), steps)?;
         crate::ebpf::build(steps, true)?;
     }
     Ok(())

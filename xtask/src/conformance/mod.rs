@@ -87,9 +87,30 @@ struct Plan {
     tests: Vec<String>,
 }
 
+impl ConformanceArgs {
+    /// What CI asks for: so many tests of the ratchet.
+    pub fn sample_of_ratchet(count: usize) -> Self {
+        Self {
+            focus: None,
+            skip: None,
+            sig: None,
+            list: false,
+            build_only: false,
+            nodes: 2,
+            workers: 8,
+            ratchet: true,
+            sample: Some(count),
+            seed: None,
+            admit: false,
+            fresh: true,
+            keep: false,
+            record: false,
+        }
+    }
+}
+
 /// `cargo xtask conformance`.
-pub fn run(args: &ConformanceArgs) -> Result<()> {
-    let mut steps = Steps::new();
+pub fn run(args: &ConformanceArgs, steps: &mut Steps) -> Result<()> {
     steps.step("tools", build::tools)?;
     let suite = steps.step("upstream's module", Suite::prepare)?;
     suite.build(|name, work| steps.step(name, work))?;
@@ -108,6 +129,12 @@ pub fn run(args: &ConformanceArgs) -> Result<()> {
     if args.build_only {
         return Ok(());
     }
+    let lock = paths::target().join("conformance");
+    fs::create_dir_all(&lock)?;
+    let lock = fs::File::create(lock.join("lock"))?;
+    if lock.try_lock().is_err() {
+        bail!("another run of 'cargo xtask conformance' is going on in this checkout");
+    }
     ctrlc::set_handler(|| INTERRUPTED.store(true, Ordering::Relaxed)).context("handle interruptions")?;
     let rounds = if args.admit { ADMIT_RUNS } else { 1 };
     let mut candidates = tests;
@@ -115,7 +142,7 @@ pub fn run(args: &ConformanceArgs) -> Result<()> {
         if rounds > 1 {
             println!("\nround {round} of {rounds}: {} candidates", candidates.len());
         }
-        let results = round_of(args, &suite, &candidates, round, &mut steps)?;
+        let results = round_of(args, &suite, &candidates, round, steps)?;
         report(args, &results, &images)?;
         if args.admit {
             candidates

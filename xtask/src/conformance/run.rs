@@ -192,13 +192,14 @@ impl Runner<'_> {
             .arg(format!("--ginkgo.timeout={}s", self.limit.as_secs()))
             .args(["--ginkgo.silence-skips", "--ginkgo.no-color", "--ginkgo.vv=false"])
             .arg(format!("--kubeconfig={}", self.kubeconfig))
-            .arg(format!("--kube-test-repo-list={}", self.repo_list))
             .arg(format!("--kubectl-path={}", self.kubectl.display()))
             .arg(format!("--report-dir={inside}"))
             .arg(format!("--e2e-output-dir={inside}"))
             .args(["--provider=skeleton", "--dump-logs-on-failure=true", "--disable-log-dump=true"])
             // Two cores carry the nodes, the control plane and the suite: the default client limits are kept.
             .args(["--minStartupPods=0", "--allowed-not-ready-nodes=0"])
+            // By environment, since some of the suite's images are chosen before it reads its flags.
+            .env("KUBE_TEST_REPO_LIST", &self.repo_list)
             .env("HOME", "/root")
             .env("TMPDIR", "/tmp");
     }
