@@ -8,10 +8,12 @@
 //!
 //! Names follow CRI's messages; durations are [`std::time::Duration`], times are [`std::time::SystemTime`].
 
+mod causes;
 mod image;
 mod network;
 mod runtime;
 
+pub use causes::chain;
 pub use image::*;
 pub use network::*;
 pub use runtime::*;

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use futures::TryStreamExt;
-use keelson_cri::RegistryAuth;
+use keelson_cri::{RegistryAuth, chain};
 use oci_client::client::{Certificate, CertificateEncoding, ClientConfig, ClientProtocol};
 use oci_client::manifest::OciDescriptor;
 use oci_client::{Client, RegistryOperation};
@@ -78,7 +78,7 @@ impl RegistryConfig {
             ..ClientConfig::default()
         };
         Client::try_from(config)
-            .map_err(|e| ImageError::Pull { reference: registry.to_owned(), reason: e.to_string() })
+            .map_err(|e| ImageError::Pull { reference: registry.to_owned(), reason: chain(&e) })
     }
 }
 
@@ -120,7 +120,7 @@ async fn pull_as(
 ) -> Result<Record, ImageError> {
     let failed = |e: oci_client::errors::OciDistributionError| ImageError::Pull {
         reference: canonical(reference),
-        reason: e.to_string(),
+        reason: chain(&e),
     };
     client.auth(reference, auth, RegistryOperation::Pull).await.map_err(failed)?;
     let (bytes, _) = client.pull_manifest_raw(reference, auth, ACCEPTED).await.map_err(failed)?;
@@ -230,7 +230,7 @@ async fn blob(client: &Client, reference: &Reference, descriptor: &Descriptor) -
     let sized = client
         .pull_blob_stream(reference, &wanted)
         .await
-        .map_err(|e| ImageError::Pull { reference: canonical(reference), reason: e.to_string() })?;
+        .map_err(|e| ImageError::Pull { reference: canonical(reference), reason: chain(&e) })?;
     Ok(sized.stream)
 }
 

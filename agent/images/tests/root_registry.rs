@@ -209,3 +209,13 @@ async fn wrong_content_is_never_used() {
     let missing = store.pull_image(&format!("{registry}/app:nope"), &[]).await.unwrap_err();
     assert!(matches!(missing, CriError::ImagePull(_)), "{missing}");
 }
+
+#[tokio::test]
+async fn a_registry_that_is_not_there_is_named_with_the_cause() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    drop(listener);
+    let (_dir, store) = store().await;
+    let error = store.pull_image(&format!("{address}/app:v1"), &[]).await.unwrap_err().to_string();
+    assert!(error.contains("Connection refused"), "{error}");
+}

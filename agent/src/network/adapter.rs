@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use keelson_cni::{Attachment, Bandwidth, Driver, DriverConfig, DriverError, Owner, PortMapping, Protocol};
-use keelson_cri::{CriError, PodNetwork, PodNetworkRequest, PodNetworkStatus, Result};
+use keelson_cri::{CriError, PodNetwork, PodNetworkRequest, PodNetworkStatus, Result, chain};
 
 /// Interface that every pod gets.
 const INTERFACE: &str = "eth0";
@@ -60,20 +60,6 @@ impl PodNetwork for CniNetwork {
 
 fn internal(error: DriverError) -> CriError {
     CriError::Internal(chain(&error))
-}
-
-/// The error with all its causes: this text ends up in an event.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        let cause_text = cause.to_string();
-        if !text.contains(&cause_text) {
-            text = format!("{text}: {cause_text}");
-        }
-        source = cause.source();
-    }
-    text
 }
 
 fn attachment(request: &PodNetworkRequest) -> Result<Attachment> {
