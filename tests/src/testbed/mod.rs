@@ -3,11 +3,12 @@
 //! machine's, `/etc`, `/var`, `/opt` and `/run` are its own, cgroup2 is at `/sys/fs/cgroup`.
 //!
 //! [`host`] makes and enters one host, [`network`] joins them, [`cluster`] puts the daemons in and takes all away
-//! again, [`snapshot`] tells whether anything was left behind.
+//! again, [`registry`] serves images inside a cluster, [`snapshot`] tells whether anything was left behind.
 
 pub mod cluster;
 pub mod fixture;
 pub mod host;
 pub mod network;
+pub mod registry;
 pub mod sample;
 pub mod snapshot;
