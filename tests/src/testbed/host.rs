@@ -174,6 +174,7 @@ fn remove_cgroup_once(path: &Path) -> std::io::Result<()> {
 fn write_etc(name: &str, etc: &Path) -> Result<()> {
     fs::create_dir_all(etc.join("cni/net.d"))?;
     fs::create_dir_all(etc.join("kubernetes"))?;
+    fs::create_dir_all(etc.join("ssl/certs"))?;
     fs::write(etc.join("hostname"), format!("{name}\n"))?;
     fs::write(etc.join("hosts"), format!("127.0.0.1 localhost\n127.0.1.1 {name}\n"))?;
     fs::write(etc.join("resolv.conf"), "# a test host asks nobody\n")?;
@@ -262,6 +263,10 @@ fn become_host(name: &str, dir: &Path) -> Result<()> {
     bind(Path::new("/dev"), &root.join("dev"), false)?;
     for own in ["etc", "var", "opt", "root"] {
         bind(&dir.join(own), &root.join(own), false)?;
+    }
+    // Certificate authorities, without which no client for registries can be made.
+    if Path::new("/etc/ssl/certs").is_dir() {
+        bind(Path::new("/etc/ssl/certs"), &root.join("etc/ssl/certs"), true)?;
     }
     let none = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
     mount(Some("proc"), &root.join("proc"), Some("proc"), none, None::<&str>).context("mount /proc")?;

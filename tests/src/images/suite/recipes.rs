@@ -76,6 +76,15 @@ const PLAIN: Recipe = Recipe {
 
 const SMALL: Base = Base { debian: &[], users: &[], groups: &[] };
 
+const BUSYBOX_BASE: Base = Base { debian: &["bash-static"], ..SMALL };
+
+const BUSYBOX_TOP: Top = Top {
+    // Debian's busybox, as a shell, keeps variables whose names are no identifiers from its children: upstream's build
+    // passes them on, and tests want to see that.
+    links: &[("usr/bin/sh", "bash-static")],
+    ..NOTHING
+};
+
 const AGNHOST_BASE: Base = Base {
     debian: &[
         "bash",
@@ -102,6 +111,8 @@ const AGNHOST_TOP: Top = Top {
     ],
     links: &[
         ("agnhost-2", "agnhost"),
+        // Debian's busybox prefers its own commands when it is the shell, its `ip` to iproute2's for one.
+        ("usr/bin/sh", "bash"),
         ("usr/bin/nc", "nc.openbsd"),
         ("usr/local/bin/iperf", "/usr/bin/iperf"),
     ],
@@ -164,6 +175,7 @@ const NGINX_TOP: Top = Top {
         ),
         ("docker-entrypoint.sh", 0o755, "#!/bin/sh\nexec \"$@\"\n"),
     ],
+    folders: &[("run", 0o755)],
     ..NOTHING
 };
 
@@ -191,7 +203,7 @@ pub const RECIPES: &[Recipe] = &[
         cmd: &["/profiles"],
         ..PLAIN
     },
-    Recipe { name: "e2e-test-images/busybox", ..PLAIN },
+    Recipe { name: "e2e-test-images/busybox", base: Some(&BUSYBOX_BASE), tops: &[&BUSYBOX_TOP], ..PLAIN },
     Recipe {
         name: "build-image/distroless-iptables",
         base: Some(&Base {
