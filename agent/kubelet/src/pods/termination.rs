@@ -57,12 +57,22 @@ fn log_tail(path: &Path) -> String {
     tail_of(&String::from_utf8_lossy(&bytes))
 }
 
+/// The texts of the last lines; a partial one (tag `P`) is not ended by a newline, as upstream's reader has it.
 fn tail_of(log: &str) -> String {
-    let lines: Vec<&str> = log.lines().filter_map(|l| l.splitn(4, ' ').nth(3)).collect();
+    let lines: Vec<(&str, &str)> = log
+        .lines()
+        .filter_map(|line| {
+            let mut parts = line.splitn(4, ' ').skip(2);
+            Some((parts.next()?, parts.next()?))
+        })
+        .collect();
     let start = lines.len().saturating_sub(MAX_LOG_LINES);
-    let mut text = lines[start..].join("\n");
-    if !text.is_empty() {
-        text.push('\n');
+    let mut text = String::new();
+    for (tag, content) in &lines[start..] {
+        text.push_str(content);
+        if !tag.starts_with('P') {
+            text.push('\n');
+        }
     }
     if text.len() > MAX_LOG {
         let cut = (text.len() - MAX_LOG..text.len()).find(|i| text.is_char_boundary(*i)).unwrap_or(0);
@@ -76,6 +86,13 @@ mod tests {
     use super::*;
     use crate::pods::testing::cri_container;
     use keelson_cri::ContainerState;
+
+    #[test]
+    fn a_partial_line_is_not_ended() {
+        let line = |tag: &str, text: &str| format!("2026-01-01T00:00:00Z stdout {tag} {text}\n");
+        assert_eq!(tail_of(&line("P", "DONE")), "DONE");
+        assert_eq!(tail_of(&[line("P", "one "), line("F", "line"), line("F", "")].concat()), "one line\n\n");
+    }
 
     #[test]
     fn file_wins_then_log() {

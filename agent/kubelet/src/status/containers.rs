@@ -60,17 +60,17 @@ pub fn container_id(id: &str) -> String {
     format!("keelson://{id}")
 }
 
-fn state_of(c: &CriStatus, message: Option<&String>) -> ContainerState {
+fn state_of(c: &CriStatus, message: Option<&String>, default_reason: &str) -> ContainerState {
     match c.state {
         CriState::Running => ContainerState {
             running: Some(ContainerStateRunning { started_at: c.started_at.map(api_time) }),
             ..ContainerState::default()
         },
         // It is about to be started: a failed start leaves an exited record.
-        CriState::Created => waiting_state("ContainerCreating", None),
+        CriState::Created => waiting_state(default_reason, None),
         CriState::Exited => {
             let exit_code = c.exit_code.unwrap_or(137);
-            let default_reason = if exit_code == 0 { "Completed" } else { "Error" };
+            let ended_reason = if exit_code == 0 { "Completed" } else { "Error" };
             let message = message.cloned().or_else(|| c.message.clone()).filter(|m| !m.is_empty());
             let terminated = ContainerStateTerminated {
                 container_id: Some(container_id(&c.id)),
@@ -78,7 +78,7 @@ fn state_of(c: &CriStatus, message: Option<&String>) -> ContainerState {
                 finished_at: c.finished_at.map(api_time),
                 started_at: c.started_at.map(api_time),
                 message,
-                reason: Some(c.reason.clone().unwrap_or_else(|| default_reason.to_owned())),
+                reason: Some(c.reason.clone().unwrap_or_else(|| ended_reason.to_owned())),
                 signal: None,
             };
             ContainerState { terminated: Some(terminated), ..ContainerState::default() }
@@ -89,7 +89,7 @@ fn state_of(c: &CriStatus, message: Option<&String>) -> ContainerState {
     }
 }
 
-fn convert(c: &CriStatus, container: &Container, facts: &Facts<'_>) -> ContainerStatus {
+fn convert(c: &CriStatus, container: &Container, default_reason: &str, facts: &Facts<'_>) -> ContainerStatus {
     let user = c.user.as_ref().map(|(uid, gid, groups)| ContainerUser {
         linux: Some(LinuxContainerUser {
             uid: i64::from(*uid),
@@ -109,7 +109,7 @@ fn convert(c: &CriStatus, container: &Container, facts: &Facts<'_>) -> Container
         image_id: c.image.clone(),
         container_id: Some(container_id(&c.id)),
         restart_count: i32::try_from(c.attempt).unwrap_or(i32::MAX),
-        state: Some(state_of(c, facts.messages.get(&c.id))),
+        state: Some(state_of(c, facts.messages.get(&c.id), default_reason)),
         last_state: Some(ContainerState::default()),
         user: user.filter(|_| c.state == CriState::Running),
         ..ContainerStatus::default()
@@ -147,9 +147,10 @@ fn one(
     let newest = facts.observed.container(&container.name);
     let mut status = match newest {
         Some(c) => {
-            let mut status = convert(c, container, facts);
+            let mut status = convert(c, container, default_reason, facts);
             if let Some(previous) = facts.observed.previous(&container.name) {
-                status.last_state = Some(state_of(previous, facts.messages.get(&previous.id)));
+                status.last_state =
+                    Some(state_of(previous, facts.messages.get(&previous.id), default_reason));
             } else if let Some(old) = old {
                 // The record of the container before may be gone; what was reported of it stays true.
                 status.last_state = last_from_old(old, &status);
@@ -286,6 +287,24 @@ mod tests {
         let state = run(&pod, &observed, &[], &[])[0].state.clone().unwrap();
         assert!(state.terminated.is_none());
         assert_eq!(state.waiting.unwrap().reason.as_deref(), Some("ContainerCreating"));
+    }
+
+    #[test]
+    fn with_init_containers_all_wait_for_the_pods_initialization() {
+        let pod =
+            pod_json(json!({"containers": [{"name": "a"}], "initContainers": [{"name": "i", "image": "i"}]}));
+        let observed = ObservedPod::new(vec![], vec![cri_container("i", 0, CriState::Created, None)]);
+        let (messages, waiting) = (HashMap::new(), HashMap::new());
+        let facts = Facts {
+            observed: &observed,
+            waiting: &waiting,
+            messages: &messages,
+            started: &|_, _| true,
+            ready: &|_, _| true,
+        };
+        let got = statuses(&pod, ContainerKind::Init, pod.init_containers(), &[], &facts);
+        let reason = got[0].state.clone().unwrap().waiting.unwrap().reason;
+        assert_eq!(reason.as_deref(), Some("PodInitializing"));
     }
 
     #[test]
