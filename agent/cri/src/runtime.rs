@@ -155,6 +155,27 @@ pub struct LinuxResources {
     pub memory_oom_group: Option<bool>,
 }
 
+impl LinuxResources {
+    /// These after an update: what it doesn't give stays.
+    #[must_use]
+    pub fn updated(self, update: Self) -> Self {
+        let mut hugepage_limits = self.hugepage_limits;
+        hugepage_limits.extend(update.hugepage_limits);
+        Self {
+            cpu_shares: update.cpu_shares.or(self.cpu_shares),
+            cpu_quota: update.cpu_quota.or(self.cpu_quota),
+            cpu_period: update.cpu_period.or(self.cpu_period),
+            memory_limit: update.memory_limit.or(self.memory_limit),
+            memory_swap_limit: update.memory_swap_limit.or(self.memory_swap_limit),
+            pids_limit: update.pids_limit.or(self.pids_limit),
+            oom_score_adj: update.oom_score_adj.or(self.oom_score_adj),
+            cpuset_cpus: update.cpuset_cpus.or(self.cpuset_cpus),
+            hugepage_limits,
+            memory_oom_group: update.memory_oom_group.or(self.memory_oom_group),
+        }
+    }
+}
+
 /// Propagation of a bind mount: CRI MountPropagation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub enum MountPropagation {

@@ -17,6 +17,7 @@ use keelson_podinit::protocol::{self, Request as PodinitRequest};
 use rustix::pipe::{PipeFlags, pipe_with};
 
 use crate::config::shm;
+use crate::oom_score;
 use crate::plan::{self, ContainerPlan, ProcessPlan, RootfsPlan, UserSpec};
 use crate::podinit::{Podinit, bind_listener};
 use crate::runtime::{Container, Runtime, Sandbox, internal, lock, make_dir, new_id};
@@ -487,14 +488,30 @@ impl Runtime {
         self.images.release(id).await
     }
 
-    /// CRI UpdateContainerResources.
-    pub(crate) fn update_resources(&self, id: &str, resources: LinuxResources) -> Result<()> {
+    /// CRI UpdateContainerResources: everything that `update` gives, or nothing.
+    pub(crate) async fn update_resources(&self, id: &str, update: LinuxResources) -> Result<()> {
         let container = self.container(id)?;
+        // Not while it starts: its plan is on its way to the spawner then.
+        let _changing = container.changing.lock().await;
         if container.state() == ContainerState::Exited {
             return Err(CriError::FailedPrecondition(format!("container {id} has exited")));
         }
-        self.cgroups.apply(&container.cgroup(), &resources)?;
-        lock(&container.record).config.resources = resources;
+        let former = lock(&container.record).config.resources.clone();
+        let cgroup = container.cgroup();
+        let score = update.oom_score_adj.filter(|score| Some(*score) != former.oom_score_adj);
+        let scored = score.map(|score| oom_score::set(&self.cgroups.path(&cgroup), score)).transpose()?;
+        if let Err(err) = self.cgroups.apply(&cgroup, &update) {
+            if let Some(scored) = scored {
+                scored.undo();
+            }
+            return Err(err);
+        }
+        {
+            let mut record = lock(&container.record);
+            record.config.resources = former.updated(update);
+            // What is executed in it from now on has the new score too.
+            record.process_plan.oom_score_adj = record.config.resources.oom_score_adj;
+        }
         self.save_container(&container)
     }
 

@@ -63,7 +63,7 @@ impl RuntimeService for Runtime {
     }
 
     async fn update_container_resources(&self, container_id: &str, resources: LinuxResources) -> Result<()> {
-        self.update_resources(container_id, resources)
+        self.update_resources(container_id, resources).await
     }
 
     async fn exec(&self, container_id: &str, request: ExecRequest) -> Result<StreamSession> {

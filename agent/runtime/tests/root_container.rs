@@ -213,3 +213,42 @@ async fn commands_that_cannot_start() {
     }
     node.finish(runtime).await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn oom_scores_follow_updates() {
+    let node = Node::new();
+    let runtime = node.runtime().await;
+    let sandbox = runtime.run_pod_sandbox(sandbox_config(&node, "oom")).await.unwrap();
+    let resources = |score, shares| LinuxResources {
+        oom_score_adj: Some(score),
+        cpu_shares: shares,
+        ..LinuxResources::default()
+    };
+    let config = ContainerConfig {
+        resources: resources(500, Some(1024)),
+        ..script("a", "while :; do sleep 0.05; done")
+    };
+    let id = runtime.create_container(&sandbox.id, config).await.unwrap();
+    runtime.start_container(&id).await.unwrap();
+    let scores = async || {
+        let text = "cat /proc/1/oom_score_adj /proc/self/oom_score_adj";
+        exec(&runtime, &id, &["sh", "-c", text]).await.unwrap().1
+    };
+    assert_eq!(scores().await, "500\n500\n");
+    runtime.update_container_resources(&id, resources(900, None)).await.unwrap();
+    assert_eq!(scores().await, "900\n900\n");
+    let err = runtime.update_container_resources(&id, resources(1001, None)).await.unwrap_err();
+    assert!(matches!(err, CriError::Invalid(_)), "{err}");
+    // Whether it may be lowered is up to the machine that the test runs on; it is never passed over in silence.
+    match runtime.update_container_resources(&id, resources(-900, None)).await {
+        Ok(()) => assert_eq!(scores().await, "-900\n-900\n"),
+        Err(err) => {
+            assert!(
+                matches!(&err, CriError::FailedPrecondition(text) if text.contains("CAP_SYS_RESOURCE")),
+                "{err}"
+            );
+            assert_eq!(scores().await, "900\n900\n");
+        }
+    }
+    node.finish(runtime).await;
+}
