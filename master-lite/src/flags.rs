@@ -45,7 +45,8 @@ pub struct Flags {
     /// Where a kubeconfig for joining nodes is written, with a bootstrap token
     #[arg(long, default_value = "/etc/kubernetes/bootstrap-kubelet.conf")]
     pub write_bootstrap_kubeconfig: Option<PathBuf>,
-    /// Bootstrap token for joining nodes [default: a random one]
+    /// Bootstrap token for joining nodes, which lasts until its Secret is deleted [default: a random one that expires
+    /// after 24 hours; starts within its first half use it again]
     #[arg(long, env = "KEELSON_BOOTSTRAP_TOKEN", hide_env_values = true)]
     pub bootstrap_token: Option<String>,
 }

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use anyhow::Context as _;
 use clap::Parser as _;
 use keelson_apiserver::auth::AuthConfig;
-use keelson_apiserver::authn::bootstrap_token;
+use keelson_apiserver::bootstrap;
 use keelson_apiserver::extension::UserInfo;
 use keelson_apiserver::pki::{Pki, PkiConfig, write_secret_file};
 use keelson_apiserver::{Config, Server, StoreConfig};
@@ -122,35 +122,17 @@ async fn run(flags: Flags, listeners: Vec<std::net::TcpListener>) -> anyhow::Res
     served.map_err(Into::into)
 }
 
-/// Kubeconfigs of the administrator and of joining nodes; the latter with a new bootstrap token at every start.
+/// Kubeconfigs of the administrator and of joining nodes.
 async fn write_kubeconfigs(flags: &Flags, pki: &Pki, server: &Server) -> anyhow::Result<()> {
     let url = flags.url();
     write_secret_file(&flags.write_kubeconfig, &pki.admin_kubeconfig(&url))?;
     let Some(path) = &flags.write_bootstrap_kubeconfig else { return Ok(()) };
-    let token = flags.bootstrap_token.clone().unwrap_or_else(random_token);
-    let secret = bootstrap_token::secret(&token, None)
-        .context("--bootstrap-token is not of the form [a-z0-9]{6}.[a-z0-9]{16}")?;
-    let request = http::Request::builder()
-        .method(http::Method::POST)
-        .uri("/api/v1/namespaces/kube-system/secrets")
-        .header(http::header::CONTENT_TYPE, "application/json")
-        .body(secret.to_string().into_bytes())?;
-    match server.admin_client().request::<serde_json::Value>(request).await {
-        Ok(_) => {}
-        Err(kube::Error::Api(status)) if status.code == 409 => {}
-        Err(error) => return Err(error).context("storing the bootstrap token"),
-    }
+    let token = bootstrap::join_token(&server.admin_client(), flags.bootstrap_token.as_deref())
+        .await
+        .map_err(anyhow::Error::from_boxed)
+        .context("--bootstrap-token: storing the token of joining nodes")?;
     write_secret_file(path, &pki.bootstrap_kubeconfig(&url, &token))?;
     Ok(())
-}
-
-fn random_token() -> String {
-    let letters = |count: usize| -> String {
-        (0..count)
-            .map(|_| char::from(b"abcdefghijklmnopqrstuvwxyz0123456789"[rand::random_range(0..36)]))
-            .collect()
-    };
-    format!("{}.{}", letters(6), letters(16))
 }
 
 /// A component's identity in this process, with the groups that its credentials would give it.

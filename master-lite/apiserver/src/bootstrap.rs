@@ -9,9 +9,11 @@ use kube::Client;
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
+use crate::authn::bootstrap_token;
 use crate::extension::BoxError;
 
 const NAMESPACES: &[&str] = &["default", "kube-system", "kube-public", "kube-node-lease"];
+const SECRETS: &str = "/api/v1/namespaces/kube-system/secrets";
 /// How often they are looked at, as upstream's endpoint reconciler.
 const INTERVAL: Duration = Duration::from_secs(10);
 
@@ -94,6 +96,36 @@ pub async fn services(client: &Client, cluster: &Cluster) -> Result<(), BoxError
         },
     });
     ensure(client, "/api/v1/namespaces/kube-system/services", &dns, &["/spec/ports"]).await
+}
+
+/// The token with which machines join: `given`, which lasts, or one that the server makes.
+///
+/// A token of an earlier start serves again while it is in force for long enough; so starts don't pile tokens up,
+/// and what they leave expires and is cleaned away.
+///
+/// # Errors
+/// When `given` is not of the form `[a-z0-9]{6}.[a-z0-9]{16}`, or the API can't be reached.
+pub async fn join_token(client: &Client, given: Option<&str>) -> Result<String, BoxError> {
+    let now = chrono::Utc::now().timestamp();
+    let (token, secret) = match given {
+        Some(token) => (token.to_owned(), bootstrap_token::secret(token, None)),
+        None => {
+            let list = send(client, Method::GET, SECRETS, None).await?;
+            let secrets = list["items"].as_array().into_iter().flatten();
+            if let Some(token) = secrets.filter_map(|secret| bootstrap_token::reusable(secret, now)).next() {
+                return Ok(token);
+            }
+            let token = bootstrap_token::generate();
+            let secret = bootstrap_token::expiring_secret(&token, now);
+            (token, secret)
+        }
+    };
+    let secret = secret.ok_or("a bootstrap token must be of the form [a-z0-9]{6}.[a-z0-9]{16}")?;
+    match send(client, Method::POST, SECRETS, Some(&secret)).await {
+        Ok(_) => Ok(token),
+        Err(kube::Error::Api(status)) if status.code == 409 => Ok(token),
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// Looks at all of it again and again until `shutdown`.
