@@ -12,7 +12,6 @@ pub mod node;
 pub mod objects;
 pub mod pods;
 pub mod probes;
-pub mod quantity;
 pub mod server;
 pub mod status;
 pub mod volumes;

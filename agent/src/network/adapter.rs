@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use keelson_cni::{Attachment, Bandwidth, Driver, DriverConfig, DriverError, Owner, PortMapping, Protocol};
 use keelson_cri::{CriError, PodNetwork, PodNetworkRequest, PodNetworkStatus, Result, chain};
+use keelson_quantity::Quantity;
 
 /// Interface that every pod gets.
 const INTERFACE: &str = "eth0";
@@ -12,7 +13,8 @@ const INGRESS: &str = "kubernetes.io/ingress-bandwidth";
 /// Annotation that limits traffic from the pod.
 const EGRESS: &str = "kubernetes.io/egress-bandwidth";
 /// Bounds of both rates, bits per second, as kubelet has them.
-const RATES: std::ops::RangeInclusive<u64> = 1_000..=1_000_000_000_000_000;
+const RATES: std::ops::RangeInclusive<Quantity> =
+    Quantity::units(1_000)..=Quantity::units(1_000_000_000_000_000);
 
 /// The pod network that /etc/cni/net.d describes.
 pub struct CniNetwork {
@@ -89,7 +91,7 @@ fn port_mappings(mappings: &[keelson_cri::PortMapping]) -> Result<Vec<PortMappin
 
 fn bandwidth(annotations: &BTreeMap<String, String>) -> Result<Option<Bandwidth>> {
     let rate = |annotation: &str| match annotations.get(annotation) {
-        Some(text) => quantity(text).filter(|rate| RATES.contains(rate)).map(Some).ok_or_else(|| {
+        Some(text) => bits_per_second(text).map(Some).ok_or_else(|| {
             CriError::Invalid(format!(
                 "annotation {annotation}: {text:?} must be a rate between 1k and 1P bits/s"
             ))
@@ -110,24 +112,10 @@ fn bandwidth(annotations: &BTreeMap<String, String>) -> Result<Option<Bandwidth>
     }))
 }
 
-/// A whole number with one of the suffixes of a Kubernetes quantity.
-fn quantity(text: &str) -> Option<u64> {
-    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
-    let (number, suffix) = text.split_at(digits);
-    let unit: u64 = match suffix {
-        "" => 1,
-        "k" => 1_000,
-        "M" => 1_000_000,
-        "G" => 1_000_000_000,
-        "T" => 1_000_000_000_000,
-        "P" => 1_000_000_000_000_000,
-        "Ki" => 1 << 10,
-        "Mi" => 1 << 20,
-        "Gi" => 1 << 30,
-        "Ti" => 1 << 40,
-        _ => return None,
-    };
-    number.parse::<u64>().ok()?.checked_mul(unit)
+/// A rate within [`RATES`], rounded up to whole bits.
+fn bits_per_second(text: &str) -> Option<u64> {
+    let rate = text.parse::<Quantity>().ok().filter(|rate| RATES.contains(rate))?;
+    u64::try_from(rate.value()).ok()
 }
 
 #[cfg(test)]

@@ -10,7 +10,6 @@ pub mod field;
 pub mod meta;
 pub mod openapi;
 pub mod patch;
-pub mod quantity;
 pub mod resources;
 pub mod schema;
 pub mod time;

@@ -6,7 +6,7 @@ use k8s_openapi::api::core::v1::{Container, Pod, PodCondition, ResourceRequireme
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use crate::meta;
-use crate::quantity::{self, Quantity};
+use keelson_quantity::{self as quantity, Quantity};
 
 /// Resource name to amount.
 pub type Resources = BTreeMap<String, Quantity>;

@@ -6,7 +6,8 @@ use std::sync::Arc;
 use k8s_openapi::api::core::v1::{Container, Node, Pod, PodAffinityTerm};
 use keelson_client::pods::{self, Resources};
 use keelson_client::selector::Labels;
-use keelson_client::{Quantity, Selector, meta, quantity};
+use keelson_client::{Selector, meta};
+use keelson_quantity::{self as quantity, Quantity};
 
 /// Requests that scoring assumes for a container that states none (`GetNonzeroRequests`).
 const DEFAULT_MILLI_CPU: i64 = 100;

@@ -8,8 +8,10 @@ use std::net::IpAddr;
 use k8s_openapi::api::core::v1::{Container, ObjectFieldSelector, Pod, ResourceFieldSelector};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 
+use keelson_quantity as quantity;
+
 use crate::pods::podext::PodExt;
-use crate::quantity;
+use crate::pods::qos;
 
 /// Addresses that `status.*` paths give; the pod's status in the API may lag behind them.
 #[derive(Debug, Clone, Default)]
@@ -114,15 +116,10 @@ pub fn resource_value(
     if !known {
         return Err(format!("unsupported container resource : {}", selector.resource));
     }
-    let own_value = map.as_ref().and_then(|m| m.get(name)).filter(|q| quantity::milli_value(q) != 0);
+    let own_value = map.as_ref().and_then(|m| m.get(name)).filter(|q| !quantity::of(q).is_zero());
     let found = own_value.or_else(|| allocatable.get(name).filter(|_| is_limit));
-    let amount = |f: fn(&Quantity) -> i64| found.map_or(0, f);
-    let divisor = selector.divisor.as_ref();
-    let (value, unit) = if name == "cpu" {
-        (amount(quantity::milli_value), divisor.map_or(0, quantity::milli_value))
-    } else {
-        (amount(quantity::value), divisor.map_or(0, quantity::value))
-    };
+    let value = found.map_or(0, |q| qos::amount(name, q));
+    let unit = selector.divisor.as_ref().map_or(0, |q| qos::amount(name, q));
     // No divisor, or "0", means 1.
     let unit = match (unit, name) {
         (0, "cpu") => 1000,

@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
+use keelson_quantity::{self as quantity, Format};
 
 use super::MachineInfo;
 use super::pressure::Thresholds;
-use crate::quantity::binary;
 
 /// `status.capacity` and `status.allocatable`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -66,6 +66,11 @@ impl Capacity {
         }
         list
     }
+}
+
+/// Bytes in canonical form.
+fn binary(bytes: u64) -> String {
+    quantity::Quantity::with_format(i64::try_from(bytes).unwrap_or(i64::MAX), Format::BinarySi).to_string()
 }
 
 #[cfg(test)]

@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::Path;
 
+use keelson_quantity::Quantity;
 use nix::sys::statvfs::statvfs;
 
 use super::machine::meminfo_bytes;
@@ -99,20 +100,9 @@ fn parse_value(text: &str) -> Option<Threshold> {
         let percent: f64 = percent.parse().ok()?;
         return (0.0..=100.0).contains(&percent).then_some(Threshold::Fraction(percent / 100.0));
     }
-    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
-    let (number, suffix) = text.split_at(digits);
-    let unit: u64 = match suffix {
-        "" => 1,
-        "k" => 1_000,
-        "M" => 1_000_000,
-        "G" => 1_000_000_000,
-        "Ki" => 1 << 10,
-        "Mi" => 1 << 20,
-        "Gi" => 1 << 30,
-        "Ti" => 1 << 40,
-        _ => return None,
-    };
-    number.parse::<u64>().ok()?.checked_mul(unit).map(Threshold::Absolute)
+    // As upstream, an amount must be positive.
+    let amount = text.parse::<Quantity>().ok().filter(|amount| amount.sign() > 0)?;
+    u64::try_from(amount.value()).ok().map(Threshold::Absolute)
 }
 
 /// Which thresholds are crossed.
@@ -208,6 +198,10 @@ mod tests {
         check("101%", None);
         check("x", None);
         check("1Xi", None);
+        check("1.5Gi", Some(Threshold::Absolute(3 << 29)));
+        check("1e3", Some(Threshold::Absolute(1000)));
+        check("0", None);
+        check("-1Gi", None);
     }
 
     #[test]

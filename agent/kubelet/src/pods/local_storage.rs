@@ -9,14 +9,13 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{Container, Pod, Volume};
-use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
+use keelson_quantity::{self as quantity, Quantity};
 
 use super::context::Context;
 use super::observed::ObservedPod;
 use super::podext::PodExt;
 use super::qos::{Side, pod_amount};
 use super::resources::is_critical;
-use crate::quantity;
 use crate::status::generate::Verdict;
 use crate::volumes::setup;
 
@@ -65,20 +64,21 @@ impl Limits {
         }
         let volumes = PodExt::spec(pod).volumes.iter().flatten().filter(|v| on_disk(v));
         let volumes = volumes
-            .filter_map(|v| Some((v.name.clone(), v.empty_dir.as_ref()?.size_limit.clone()?)))
-            .filter(|(_, limit)| quantity::value(limit) > 0)
+            .filter_map(|v| Some((v.name.clone(), quantity::of(v.empty_dir.as_ref()?.size_limit.as_ref()?))))
+            .filter(|(_, limit)| limit.sign() > 0)
             .collect();
         let of_container = |c: &Container| {
-            Some((c.name.clone(), c.resources.as_ref()?.limits.as_ref()?.get(RESOURCE)?.clone()))
+            Some((c.name.clone(), quantity::of(c.resources.as_ref()?.limits.as_ref()?.get(RESOURCE)?)))
         };
         let containers: Vec<_> = PodExt::spec(pod).containers.iter().filter_map(of_container).collect();
         let init = pod.init_containers().iter().find_map(of_container);
         // Containers without a limit share what the others may take, as upstream has it.
-        let first = containers.first().or(init.as_ref()).map(|(_, limit)| limit);
+        let first = containers.first().or(init.as_ref()).map(|(_, limit)| *limit);
         let limits = Self {
             volumes,
-            pod: first.map(|like| quantity::format(pod_amount(pod, Side::Limits, RESOURCE), like)),
-            containers: containers.into_iter().filter(|(_, limit)| quantity::value(limit) > 0).collect(),
+            pod: first
+                .map(|like| Quantity::with_format(pod_amount(pod, Side::Limits, RESOURCE), like.format())),
+            containers: containers.into_iter().filter(|(_, limit)| limit.sign() > 0).collect(),
         };
         (limits != Self::default()).then_some(limits)
     }
@@ -86,7 +86,7 @@ impl Limits {
 
 /// Why a pod is evicted, if it is.
 pub fn judge(limits: &Limits, usage: &Usage) -> Option<Verdict> {
-    let over = |used: u64, limit: &Quantity| i64::try_from(used).unwrap_or(i64::MAX) > quantity::value(limit);
+    let over = |used: u64, limit: &Quantity| i64::try_from(used).unwrap_or(i64::MAX) > limit.value();
     let exceeded = |of: &BTreeMap<String, u64>, name: &str, limit: &Quantity| {
         of.get(name).is_some_and(|used| over(*used, limit))
     };
@@ -94,11 +94,11 @@ pub fn judge(limits: &Limits, usage: &Usage) -> Option<Verdict> {
     let container = limits.containers.iter().find(|(name, limit)| exceeded(&usage.containers, name, limit));
     let pod = limits.pod.as_ref().filter(|limit| over(usage.total(), limit));
     let message = if let Some((name, limit)) = volume {
-        format!("Usage of EmptyDir volume {name:?} exceeds the limit {:?}. ", limit.0)
+        format!("Usage of EmptyDir volume {name:?} exceeds the limit {:?}. ", limit.to_string())
     } else if let Some(limit) = pod {
-        format!("Pod ephemeral local storage usage exceeds the total limit of containers {}. ", limit.0)
+        format!("Pod ephemeral local storage usage exceeds the total limit of containers {limit}. ")
     } else if let Some((name, limit)) = container {
-        format!("Container {name} exceeded its local ephemeral storage limit {:?}. ", limit.0)
+        format!("Container {name} exceeded its local ephemeral storage limit {:?}. ", limit.to_string())
     } else {
         return None;
     };

@@ -8,7 +8,7 @@ use k8s_openapi::api::core::v1::{Container, Pod};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 
 use super::podext::{PodExt, is_sidecar};
-use crate::quantity;
+use keelson_quantity as quantity;
 
 /// `status.qosClass`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -53,15 +53,15 @@ pub fn qos_class(pod: &Pod) -> QosClass {
 
 fn class_of(pairs: &[(Option<&Resources>, Option<&Resources>)]) -> QosClass {
     let amount =
-        |m: Option<&Resources>, name: &str| m.and_then(|m| m.get(name)).map_or(0, quantity::milli_value);
+        |m: Option<&Resources>, name: &str| m.and_then(|m| m.get(name)).map(quantity::of).unwrap_or_default();
     let mut any = false;
     let mut guaranteed = !pairs.is_empty();
     for (requests, limits) in pairs {
         for name in ["cpu", "memory"] {
             let (request, limit) = (amount(*requests, name), amount(*limits, name));
-            any |= request > 0 || limit > 0;
+            any |= request.sign() > 0 || limit.sign() > 0;
             // A request that is not given defaults to the limit, as the API server does.
-            guaranteed &= limit > 0 && (request == 0 || request == limit);
+            guaranteed &= limit.sign() > 0 && (request.is_zero() || request == limit);
         }
     }
     match (any, guaranteed) {
@@ -96,7 +96,8 @@ pub fn container_amount(container: &Container, side: Side, name: &str) -> i64 {
 
 /// Thousandths for cpu, units for everything else.
 pub fn amount(name: &str, q: &Quantity) -> i64 {
-    if name == "cpu" { quantity::milli_value(q) } else { quantity::value(q) }
+    let amount = quantity::of(q);
+    if name == "cpu" { amount.milli_value() } else { amount.value() }
 }
 
 /// What the whole pod asks for: containers and sidecars together, or the largest init step when that is more,

@@ -10,7 +10,7 @@ use keelson_cri::LinuxResources;
 
 use super::podext::{PodExt, is_sidecar};
 use super::qos::{QosClass, Side, container_amount, limits_declared, pod_amount, qos_class};
-use crate::quantity;
+use keelson_quantity as quantity;
 
 /// Least `cpu.shares`.
 pub const MIN_SHARES: u64 = 2;
@@ -99,7 +99,7 @@ fn hugepages(
         let Some(size) = name.strip_prefix("hugepages-") else { continue };
         // `2Mi` is `2MB` in the name of the kernel's file.
         if let Some(number) = size.strip_suffix('i') {
-            out.insert(format!("{number}B"), u64::try_from(quantity::value(q)).unwrap_or(0));
+            out.insert(format!("{number}B"), u64::try_from(quantity::of(q).value()).unwrap_or(0));
         }
     }
     out

@@ -17,7 +17,7 @@ use super::{VolumeError, atomic_writer, host_path, ownership, subpath};
 use crate::env::fieldref::Addresses;
 use crate::objects::ObjectView;
 use crate::pods::podext::PodExt;
-use crate::quantity;
+use keelson_quantity as quantity;
 
 /// What all volumes of a pod are made from.
 pub struct VolumeContext<'a> {
@@ -130,7 +130,7 @@ fn empty_dir(
     medium: &str,
     limit: Option<&Quantity>,
 ) -> Result<(), VolumeError> {
-    let limit = limit.map(quantity::value).and_then(|v| u64::try_from(v).ok()).filter(|v| *v > 0);
+    let limit = limit.map(|q| quantity::of(q).value()).and_then(|v| u64::try_from(v).ok()).filter(|v| *v > 0);
     match medium {
         // The size limit of a disk-backed emptyDir is held by eviction, not by the mount.
         "" => make_dir(ctx.mounter, dir, None)?,

@@ -5,7 +5,7 @@
 //! canonical. Doing the same here makes JSON, YAML and protobuf bodies of one object the same tree.
 
 use super::{Field, Node, NodeId, Scalar, Schema, Special, Struct};
-use crate::{quantity::Quantity, time};
+use crate::time;
 use base64::{Engine, engine::general_purpose::STANDARD};
 use serde_json::{Map, Number, Value};
 
@@ -284,9 +284,9 @@ impl Schema {
                     Value::String(text) => text.clone(),
                     other => other.to_string(),
                 };
-                let parsed =
-                    text.trim().parse::<Quantity>().map_err(|error| TypeError::refused(error.to_string()))?;
-                *value = Value::String(parsed.to_string());
+                let canonical = keelson_quantity::canonical(text.trim())
+                    .map_err(|error| TypeError::refused(error.to_string()))?;
+                *value = Value::String(canonical.into_owned());
             }
             (Special::IntOrString, Value::String(_)) => {}
             (Special::IntOrString, Value::Number(n))

@@ -1,7 +1,8 @@
 //! Resources: whether they suffice, and how evenly they would be used.
 
 use k8s_openapi::api::core::v1::Pod;
-use keelson_client::{Quantity, pods, quantity};
+use keelson_client::pods;
+use keelson_quantity::{self as quantity, Quantity};
 
 use crate::framework::{ClusterEvent, Filter, MAX_SCORE, Prepared, Rejection, Score};
 use crate::node_info::{NodeInfo, PodInfo, Snapshot};

@@ -6,7 +6,6 @@ mod event;
 mod network;
 mod pod;
 mod pod_template;
-mod quantity;
 mod simple;
 mod workload;
 
@@ -16,7 +15,6 @@ pub use access::{CertificateSigningRequest, Rbac};
 pub use event::{Event, event_from_core, event_to_core};
 pub use network::{EndpointSlice, Endpoints, Ingress, NetworkPolicy, Service};
 pub use pod::{Pod, qos_class};
-pub use quantity::parse_quantity;
 pub use simple::{
     ConfigMap, Lease, Namespace, Node, PersistentVolume, PersistentVolumeClaim, Plain, PriorityClass, Secret,
     StorageClass,

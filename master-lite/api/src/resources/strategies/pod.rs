@@ -2,10 +2,10 @@
 
 use serde_json::{Value, json};
 
-use super::parse_quantity;
 use super::pod_template::{default_pod_only, default_pod_spec};
 use crate::field::FieldError;
 use crate::resources::{Deletion, DeletionRequest, Strategy, StrategyContext, validation};
+use keelson_quantity::Quantity;
 
 /// Pods.
 pub struct Pod;
@@ -69,7 +69,8 @@ pub fn qos_class(pod: &Value) -> &'static str {
         for container in pod["spec"][list].as_array().into_iter().flatten() {
             for resource in ["cpu", "memory"] {
                 let amount = |kind: &str| {
-                    parse_quantity(&container["resources"][kind][resource]).filter(|amount| *amount > 0)
+                    let amount = container["resources"][kind][resource].as_str()?.parse::<Quantity>().ok()?;
+                    (amount.sign() > 0).then_some(amount)
                 };
                 let (request, limit) = (amount("requests"), amount("limits"));
                 any |= request.is_some() || limit.is_some();

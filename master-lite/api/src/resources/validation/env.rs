@@ -4,8 +4,8 @@ use serde_json::{Value, json};
 
 use super::errors::{Errors, Path, items, list, set, text};
 use super::rules;
-use crate::quantity::Quantity;
 use crate::resources::metadata::{dns_label, dns_subdomain, qualified_name};
+use keelson_quantity::Quantity;
 
 const ENV_FIELDS: &[&str] = &[
     "metadata.name",

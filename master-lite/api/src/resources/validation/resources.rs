@@ -3,8 +3,8 @@
 use serde_json::{Value, json};
 
 use super::errors::{Errors, Path, entries, items, set, text};
-use crate::quantity::Quantity;
 use crate::resources::metadata::{dns_label, qualified_name};
+use keelson_quantity::Quantity;
 
 /// Resources that quotas count in whole numbers.
 const COUNTED: &[&str] = &[
@@ -124,7 +124,7 @@ fn huge_page_size(name: &str) -> Option<Quantity> {
 /// An amount of a resource: not negative, whole if the resource is counted. Gives it back if it is one.
 pub(super) fn quantity(errors: &mut Errors, name: &str, value: &Value, at: &Path) -> Option<Quantity> {
     let Some(amount) = parse(value) else {
-        errors.invalid(at, value, crate::quantity::ParseError::Format.to_string());
+        errors.invalid(at, value, keelson_quantity::ParseError::Format.to_string());
         return None;
     };
     if amount.sign() < 0 {

@@ -7,8 +7,8 @@ use serde_json::{Value, json};
 use super::env::{VOLUME_FIELDS, field_ref, resource_field_ref};
 use super::errors::{Errors, Path, flag, items, list, number, set, text};
 use super::rules::{self, file_mode, volume_file_path};
-use crate::quantity::Quantity;
 use crate::resources::metadata::{dns_label, dns_subdomain, qualified_name};
+use keelson_quantity::Quantity;
 
 /// Sound volumes by name.
 pub(super) type Volumes<'v> = BTreeMap<&'v str, &'v Value>;

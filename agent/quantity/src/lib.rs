@@ -1,7 +1,18 @@
 //! `resource.Quantity`: fixed-point numbers with SI suffixes, as `k8s.io/apimachinery/pkg/api/resource` parses,
-//! rounds and prints them.
+//! compares, rounds and prints them.
+//!
+//! The one reader of amounts (`500m`, `1.5Gi`, `2e3`) for agent and control plane alike: a leaf that neither side's
+//! other crates are needed for.
 
-use std::{cmp::Ordering, fmt, str::FromStr};
+use std::{
+    borrow::Cow,
+    cmp::Ordering,
+    fmt,
+    ops::{Add, AddAssign, Neg, Sub},
+    str::FromStr,
+};
+
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity as Text;
 
 /// How a quantity prints.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
@@ -29,16 +40,16 @@ pub enum ParseError {
     Suffix,
 }
 
-/// A number, exact to 10⁻⁹.
+/// A number, exact to 10⁻⁹; finer digits round away from zero.
 ///
 /// Values live in a 128-bit count of 10⁻⁹ units: beyond ±1.7·10²⁹ they saturate, where upstream would go on with
-/// big integers. No resource comes near that.
-#[derive(Debug, Clone, Default)]
+/// big integers ([`canonical`] still prints those exactly). [`Quantity::value`] and [`Quantity::milli_value`] saturate
+/// at 64 bits, where upstream's wrap or answer 0: an absurd limit then reads as no limit. Two quantities are equal
+/// if the numbers are, whatever their notation.
+#[derive(Debug, Clone, Copy, Default)]
 pub struct Quantity {
     nanos: i128,
     format: Format,
-    /// The parsed text where upstream prints it as it came (it takes the text to be canonical already).
-    text: Option<Box<str>>,
 }
 
 const NANO: i128 = 1_000_000_000;
@@ -46,43 +57,51 @@ const NANO: i128 = 1_000_000_000;
 const MAX_BINARY: i128 = i64::MAX as i128 * NANO;
 
 impl Quantity {
-    /// A whole number of units.
-    pub fn from_units(value: i64, format: Format) -> Self {
-        Self { nanos: i128::from(value) * NANO, format, text: None }
+    /// Nothing.
+    pub const ZERO: Quantity = Quantity::units(0);
+
+    /// So many whole units.
+    pub const fn units(value: i64) -> Self {
+        Self { nanos: value as i128 * NANO, format: Format::DecimalSi }
     }
 
-    /// A number of thousandths, as CPU is counted.
-    pub fn from_millis(value: i64, format: Format) -> Self {
-        Self { nanos: i128::from(value) * (NANO / 1000), format, text: None }
+    /// So many thousandths, as CPU is counted.
+    pub const fn millis(value: i64) -> Self {
+        Self { nanos: value as i128 * (NANO / 1000), format: Format::DecimalSi }
+    }
+
+    /// So many whole units, printed in a notation: bytes of memory, say, in [`Format::BinarySi`].
+    pub const fn with_format(value: i64, format: Format) -> Self {
+        Self { nanos: value as i128 * NANO, format }
     }
 
     /// Upstream's `Value()`: units, rounded away from zero, saturating.
-    pub fn value(&self) -> i64 {
+    pub fn value(self) -> i64 {
         self.scaled(NANO)
     }
 
     /// Upstream's `MilliValue()`: thousandths, rounded away from zero, saturating.
-    pub fn milli_value(&self) -> i64 {
+    pub fn milli_value(self) -> i64 {
         self.scaled(NANO / 1000)
     }
 
     /// Count of 10⁻⁹ units.
-    pub fn nanos(&self) -> i128 {
+    pub fn nanos(self) -> i128 {
         self.nanos
     }
 
     /// The notation it prints in.
-    pub fn format(&self) -> Format {
+    pub fn format(self) -> Format {
         self.format
     }
 
     /// Whether it is zero.
-    pub fn is_zero(&self) -> bool {
+    pub fn is_zero(self) -> bool {
         self.nanos == 0
     }
 
     /// Less than, equal to or greater than zero.
-    pub fn sign(&self) -> i32 {
+    pub fn sign(self) -> i32 {
         match self.nanos.cmp(&0) {
             Ordering::Less => -1,
             Ordering::Equal => 0,
@@ -90,36 +109,42 @@ impl Quantity {
         }
     }
 
-    /// Sum. As upstream, a zero takes the notation of the other operand.
-    #[must_use]
-    pub fn plus(&self, other: &Self) -> Self {
-        let format = if self.is_zero() { other.format } else { self.format };
-        Self { nanos: self.nanos.saturating_add(other.nanos), format, text: None }
-    }
-
-    /// Difference. As upstream, a zero takes the notation of the other operand.
-    #[must_use]
-    pub fn minus(&self, other: &Self) -> Self {
-        let format = if self.is_zero() { other.format } else { self.format };
-        Self { nanos: self.nanos.saturating_sub(other.nanos), format, text: None }
-    }
-
-    /// The same size below zero.
-    #[must_use]
-    pub fn negated(&self) -> Self {
-        Self { nanos: self.nanos.saturating_neg(), format: self.format, text: None }
-    }
-
-    /// Product with a whole number.
-    #[must_use]
-    pub fn times(&self, factor: i64) -> Self {
-        Self { nanos: self.nanos.saturating_mul(i128::from(factor)), format: self.format, text: None }
-    }
-
-    fn scaled(&self, unit: i128) -> i64 {
+    fn scaled(self, unit: i128) -> i64 {
         let (whole, rest) = (self.nanos / unit, self.nanos % unit);
         let rounded = whole + rest.signum();
         i64::try_from(rounded).unwrap_or(if rounded < 0 { i64::MIN } else { i64::MAX })
+    }
+
+    /// As upstream, a zero takes the notation of the other operand.
+    fn joined(self, other: Self, nanos: i128) -> Self {
+        Self { nanos, format: if self.is_zero() { other.format } else { self.format } }
+    }
+}
+
+impl Add for Quantity {
+    type Output = Self;
+    fn add(self, other: Self) -> Self {
+        self.joined(other, self.nanos.saturating_add(other.nanos))
+    }
+}
+
+impl AddAssign for Quantity {
+    fn add_assign(&mut self, other: Self) {
+        *self = *self + other;
+    }
+}
+
+impl Sub for Quantity {
+    type Output = Self;
+    fn sub(self, other: Self) -> Self {
+        self.joined(other, self.nanos.saturating_sub(other.nanos))
+    }
+}
+
+impl Neg for Quantity {
+    type Output = Self;
+    fn neg(self) -> Self {
+        Self { nanos: self.nanos.saturating_neg(), format: self.format }
     }
 }
 
@@ -141,6 +166,27 @@ impl Ord for Quantity {
     fn cmp(&self, other: &Self) -> Ordering {
         self.nanos.cmp(&other.nanos)
     }
+}
+
+/// The quantity that an API object holds. The API server has validated it, so what does not parse counts as zero.
+pub fn of(text: &Text) -> Quantity {
+    text.0.parse().unwrap_or_default()
+}
+
+/// The text of a quantity as upstream's `String()` gives it back after parsing: canonical, or as it came where
+/// upstream takes it to be canonical already (`1.500` stays).
+pub fn canonical(text: &str) -> Result<Cow<'_, str>, ParseError> {
+    let parsed = Parsed::read(text)?;
+    if parsed.prints_as_is() {
+        return Ok(Cow::Borrowed(text));
+    }
+    let number = parsed.number();
+    Ok(Cow::Owned(match parsed.suffix {
+        Suffix::Ten { exponent, format } if number.nanos.unsigned_abs() >= i128::MAX.unsigned_abs() => {
+            parsed.print_large(exponent, format)
+        }
+        _ => number.to_string(),
+    }))
 }
 
 /// The parts of a text, as upstream's `parseQuantityString` cuts it.
@@ -227,41 +273,120 @@ fn decimal(digits: &[u8], scale: i64) -> i128 {
     number
 }
 
-impl FromStr for Quantity {
-    type Err = ParseError;
+/// A text that has been read but not yet reckoned.
+struct Parsed<'t> {
+    parts: Parts<'t>,
+    suffix: Suffix,
+    /// Digits before and after the point.
+    digits: Vec<u8>,
+    /// Digits after the point.
+    places: i64,
+}
 
-    fn from_str(text: &str) -> Result<Self, ParseError> {
+impl<'t> Parsed<'t> {
+    fn read(text: &'t str) -> Result<Self, ParseError> {
         if text.is_empty() {
             return Err(ParseError::Format);
         }
         let parts = split(text)?;
         let suffix = suffix(parts.suffix)?;
-        let all: Vec<u8> = parts.whole.bytes().chain(parts.fraction.bytes()).collect();
+        let digits = parts.whole.bytes().chain(parts.fraction.bytes()).collect();
         let places = i64::try_from(parts.fraction.len()).unwrap_or(i64::MAX);
-        let (mut nanos, mut format) = match suffix {
+        Ok(Self { parts, suffix, digits, places })
+    }
+
+    fn number(&self) -> Quantity {
+        let (size, format) = match self.suffix {
             Suffix::Ten { exponent, format } => {
-                (decimal(&all, i64::from(exponent).saturating_sub(places)), format)
+                (decimal(&self.digits, i64::from(exponent).saturating_sub(self.places)), format)
             }
             Suffix::Two { exponent } => {
-                let factor = 1_i128 << exponent;
                 // Multiply before rounding: 0.5Ki is 512 and not 1Ki.
-                let size = binary(&all, places, factor);
-                (size.min(MAX_BINARY), Format::BinarySi)
+                let size = binary(&self.digits, self.places, 1_i128 << exponent).min(MAX_BINARY);
+                // Upstream: "avoids rounding and hopefully confusion".
+                let small = size > 0 && size < NANO;
+                (size, if small { Format::DecimalSi } else { Format::BinarySi })
             }
         };
-        let canonical = prints_as_is(text, &parts, &all, places, &suffix_of(&parts));
-        if format == Format::BinarySi && nanos > 0 && nanos < NANO {
-            format = Format::DecimalSi;
+        Quantity { nanos: if self.parts.negative { -size } else { size }, format }
+    }
+
+    /// Whether upstream keeps the text: its fast path takes texts for canonical by a rule that is slightly wider
+    /// than canonical (`1.500` stays), and clients see that.
+    fn prints_as_is(&self) -> bool {
+        let count = i64::try_from(self.digits.len()).unwrap_or(i64::MAX);
+        let number = std::str::from_utf8(&self.digits).ok().and_then(|digits| digits.parse::<i64>().ok());
+        let Some(number) = number else { return false };
+        match self.suffix {
+            Suffix::Ten { exponent, .. } => {
+                let scale = i64::from(exponent).saturating_sub(self.places);
+                18 - count >= 0
+                    && scale >= -9
+                    && scale % 3 == 0
+                    && !self.digits.ends_with(b"000")
+                    && self.digits.first() != Some(&b'0')
+            }
+            Suffix::Two { exponent } => {
+                let whole = i64::try_from(self.parts.whole.len()).unwrap_or(i64::MAX);
+                self.parts.fraction.is_empty()
+                    && 15 - whole - i64::from(exponent) * 3 / 10 > 0
+                    && number & 7 != 0
+                    && number.checked_mul(1 << exponent).is_some()
+            }
         }
-        if parts.negative {
-            nanos = -nanos;
+    }
+
+    /// Canonical form of a number that `i128` does not hold, by its digits alone.
+    fn print_large(&self, exponent: i32, format: Format) -> String {
+        let first = self.digits.iter().position(|d| *d != b'0').unwrap_or(self.digits.len());
+        let mut digits = self.digits[first..].to_vec();
+        let mut scale = i64::from(exponent).saturating_sub(self.places);
+        // Nothing is kept below 10^-9.
+        let cut = usize::try_from((-9_i64).saturating_sub(scale)).unwrap_or(0).min(digits.len());
+        let dropped = digits.split_off(digits.len() - cut);
+        scale += i64::try_from(cut).unwrap_or(0);
+        if dropped.iter().any(|digit| *digit != b'0') {
+            increment(&mut digits);
         }
-        Ok(Self { nanos, format, text: canonical.then(|| text.into()) })
+        let limit = if format == Format::DecimalExponent { i64::MAX } else { 18 };
+        while digits.last() == Some(&b'0') && scale < limit {
+            digits.pop();
+            scale += 1;
+        }
+        while scale % 3 != 0 || scale > limit {
+            digits.push(b'0');
+            scale -= 1;
+        }
+        let sign = if self.parts.negative { "-" } else { "" };
+        let digits = String::from_utf8_lossy(&digits);
+        match DECIMAL.iter().find(|(_, size)| i64::from(*size) == scale) {
+            Some((name, _)) if format != Format::DecimalExponent || scale == 0 => {
+                format!("{sign}{digits}{name}")
+            }
+            _ => format!("{sign}{digits}e{scale}"),
+        }
     }
 }
 
-fn suffix_of(parts: &Parts<'_>) -> Suffix {
-    suffix(parts.suffix).unwrap_or(Suffix::Ten { exponent: 0, format: Format::DecimalSi })
+/// Adds one to a number in ASCII digits.
+fn increment(digits: &mut Vec<u8>) {
+    for digit in digits.iter_mut().rev() {
+        if *digit == b'9' {
+            *digit = b'0';
+        } else {
+            *digit += 1;
+            return;
+        }
+    }
+    digits.insert(0, b'1');
+}
+
+impl FromStr for Quantity {
+    type Err = ParseError;
+
+    fn from_str(text: &str) -> Result<Self, ParseError> {
+        Ok(Parsed::read(text)?.number())
+    }
 }
 
 /// `digits` / 10^`places` * `factor` in 10⁻⁹ units, rounded up, saturating.
@@ -288,41 +413,9 @@ fn binary(digits: &[u8], places: i64, factor: i128) -> i128 {
     units.saturating_add(part)
 }
 
-/// Whether upstream keeps the text: its fast path takes texts for canonical by a rule that is slightly wider than
-/// canonical (`1.500` stays), and clients see that.
-fn prints_as_is(text: &str, parts: &Parts<'_>, all: &[u8], places: i64, suffix: &Suffix) -> bool {
-    let count = i64::try_from(all.len()).unwrap_or(i64::MAX);
-    if text == "0" {
-        return true;
-    }
-    let Some(number) = std::str::from_utf8(all).ok().and_then(|digits| digits.parse::<i64>().ok()) else {
-        return false;
-    };
-    match suffix {
-        Suffix::Ten { exponent, .. } => {
-            let scale = i64::from(*exponent).saturating_sub(places);
-            18 - count >= 0
-                && scale >= -9
-                && scale % 3 == 0
-                && !all.ends_with(b"000")
-                && all.first() != Some(&b'0')
-        }
-        Suffix::Two { exponent } => {
-            let whole = i64::try_from(parts.whole.len()).unwrap_or(i64::MAX);
-            parts.fraction.is_empty()
-                && 15 - whole - i64::from(*exponent) * 3 / 10 > 0
-                && number & 7 != 0
-                && number.checked_mul(1 << exponent).is_some()
-        }
-    }
-}
-
 impl fmt::Display for Quantity {
     /// Canonical form: no fraction digits, no leading zeros, the largest suffix that loses nothing.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if let Some(text) = &self.text {
-            return f.write_str(text);
-        }
         if self.nanos == 0 {
             return f.write_str("0");
         }
@@ -360,7 +453,7 @@ mod tests {
     #[test]
     fn canonical_form_is_upstreams() {
         let check = |text: &str, canonical: &str| {
-            assert_eq!(text.parse::<Quantity>().unwrap().to_string(), canonical, "{text}");
+            assert_eq!(super::canonical(text).unwrap(), canonical, "{text}");
         };
         for (text, canonical) in [
             ("0", "0"),
@@ -396,6 +489,10 @@ mod tests {
             ("7Ei", "7Ei"),
             (".5", "500m"),
             ("1.", "1."),
+            ("1e400", "10e399"),
+            ("999999999999999999999999999999.9999999991e0", "1e30"),
+            // Upstream prints "1": it has no suffix for 10^21 and drops it.
+            ("1000E", "1000E"),
         ] {
             check(text, canonical);
         }
@@ -423,7 +520,7 @@ mod tests {
         let value = |text: &str| text.parse::<Quantity>().unwrap().value();
         assert_eq!([value("1500m"), value("-1500m"), value("1Ki"), value("1e30")], [2, -2, 1024, i64::MAX]);
         assert_eq!("1500u".parse::<Quantity>().unwrap().milli_value(), 2);
-        let sum = "1Gi".parse::<Quantity>().unwrap().plus(&"1G".parse().unwrap());
+        let sum = "1Gi".parse::<Quantity>().unwrap() + "1G".parse().unwrap();
         assert_eq!(sum.to_string(), "2073741824");
         assert!("1Ki".parse::<Quantity>().unwrap() > "1k".parse().unwrap());
     }
@@ -432,16 +529,28 @@ mod tests {
         #[test]
         fn never_panics(text in "\\PC{0,40}|[-+]?[0-9.]{0,60}[eEinumkKMGTP]{0,3}[-+]?[0-9]{0,20}") {
             if let Ok(parsed) = text.parse::<Quantity>() {
-                let again = parsed.to_string().parse::<Quantity>().unwrap();
-                prop_assert_eq!(again.nanos(), parsed.nanos());
+                let again = super::canonical(&text).unwrap().parse::<Quantity>().unwrap();
+                prop_assert_eq!(again, parsed);
             }
         }
 
         #[test]
         fn canonical_form_is_stable(value in any::<i64>(), suffix in prop::sample::select(vec!["", "m", "Ki", "Gi", "k", "e3"])) {
-            let first = format!("{value}{suffix}").parse::<Quantity>().unwrap().to_string();
-            let second = first.parse::<Quantity>().unwrap().to_string();
-            prop_assert_eq!(first, second);
+            let text = format!("{value}{suffix}");
+            let first = super::canonical(&text).unwrap();
+            prop_assert_eq!(&super::canonical(&first).unwrap(), &first);
+            let again = first.parse::<Quantity>().unwrap().to_string();
+            prop_assert_eq!(again.parse::<Quantity>(), first.parse::<Quantity>());
+        }
+
+        #[test]
+        fn sums_and_order_are_those_of_numbers(a in any::<i64>(), b in any::<i64>()) {
+            let (x, y) = (Quantity::millis(a), Quantity::millis(b));
+            prop_assert_eq!((x + y).nanos(), (i128::from(a) + i128::from(b)) * 1_000_000);
+            prop_assert_eq!((x - y) + y, x);
+            prop_assert_eq!(-(x - y), y - x);
+            prop_assert_eq!(x.cmp(&y), a.cmp(&b));
+            prop_assert_eq!((x + y).to_string().parse::<Quantity>(), Ok(x + y));
         }
     }
 }
