@@ -93,6 +93,14 @@ pub fn unpack(deb: &Path, into: &Path) -> Result<()> {
     Ok(())
 }
 
+/// The release that this machine runs, such as `bookworm`.
+pub fn codename() -> Result<String> {
+    fs::read_to_string("/etc/os-release")?
+        .lines()
+        .find_map(|line| line.strip_prefix("VERSION_CODENAME=").map(str::to_owned))
+        .context("/etc/os-release names no VERSION_CODENAME: a Debian system is needed")
+}
+
 fn find_deb(dir: &Path, name: &str) -> Result<Option<PathBuf>> {
     let prefix = format!("{name}_");
     for entry in fs::read_dir(dir)? {
@@ -107,10 +115,7 @@ fn find_deb(dir: &Path, name: &str) -> Result<Option<PathBuf>> {
 /// The archive's address and key ring, from the machine's own deb822 or one-line sources.
 fn debian_mirror() -> Result<(String, String)> {
     const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
-    let codename = fs::read_to_string("/etc/os-release")?
-        .lines()
-        .find_map(|line| line.strip_prefix("VERSION_CODENAME=").map(str::to_owned))
-        .context("/etc/os-release names no VERSION_CODENAME: a Debian system is needed")?;
+    let codename = codename()?;
     let mut texts = vec![fs::read_to_string("/etc/apt/sources.list").unwrap_or_default()];
     if let Ok(entries) = fs::read_dir("/etc/apt/sources.list.d") {
         for entry in entries.flatten() {

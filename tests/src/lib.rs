@@ -4,6 +4,7 @@
 //! - [`images`]: container images assembled from Debian packages and from our own binaries.
 //! - [`debian`]: packages of any Debian suite, fetched with the machine's own apt settings.
 //! - [`kubectl`]: the real kubectl.
+//! - [`vm`]: guests in QEMU, with a kernel of choice and the whole of cgroup v2.
 //! - [`progress`]: steps on the screen, each with the time it took.
 //!
 //! `xtask` drives the same code from the command line.
@@ -15,3 +16,4 @@ pub mod kubectl;
 pub mod paths;
 pub mod progress;
 pub mod testbed;
+pub mod vm;

@@ -4,7 +4,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 use keelson_tests::progress::Steps;
-use keelson_tests::{cmd, images, paths};
+use keelson_tests::{cmd, images, paths, vm};
 
 /// Programs that tests and `up` call, and the Debian package of each.
 const TOOLS: &[(&str, &str)] = &[
@@ -100,6 +100,11 @@ pub fn static_programs() -> Result<()> {
 /// Installs the tools that `up` and the tests call.
 pub fn tools() -> Result<()> {
     ensure_tools(TOOLS)
+}
+
+/// Installs what QEMU guests need.
+pub fn vm_tools() -> Result<()> {
+    ensure_tools(&[(vm::PROGRAM, vm::PACKAGE), ("mke2fs", "e2fsprogs"), ("depmod", "kmod")])
 }
 
 /// `cargo xtask images`.

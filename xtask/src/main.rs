@@ -7,6 +7,7 @@ mod ebpf;
 mod fault;
 mod schema_facts;
 mod test;
+mod vm;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
@@ -39,6 +40,9 @@ enum Command {
     BuildEbpf(ebpf::BuildEbpfArgs),
     /// Assemble the container images that tests and the sample use.
     Images,
+    /// Run a command in a QEMU guest with the built programs, for example `cargo xtask vm --kernel 6.1 -- uname -r`;
+    /// without a command, a shell.
+    Vm(vm::VmArgs),
     /// Write the facts about API types that keelson-api embeds, from the published Go modules.
     SchemaFacts {
         /// Only compare with the committed file; fail when it differs.
@@ -59,6 +63,7 @@ fn main() -> Result<()> {
         Command::Test(args) => test::run(&args),
         Command::BuildEbpf(args) => ebpf::run(&args),
         Command::Images => build::images(),
+        Command::Vm(args) => vm::run(&args),
         Command::SchemaFacts { check } => schema_facts::run(check),
     }
 }

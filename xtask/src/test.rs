@@ -86,18 +86,10 @@ fn stages(part: Option<Part>, steps: &mut Steps) -> Result<()> {
                 .iter()
                 .try_for_each(|name| keelson_tests::images::ensure(name).map(drop))
         })?;
-        steps.step("e2e tests", || {
-            build::cargo_visible(&[
-                "test",
-                "-p",
-                "keelson-tests",
-                "--no-fail-fast",
-                "--test",
-                "*",
-                "--",
-                "--test-threads=1",
-            ])
-        })?;
+        let (guests, clusters): (Vec<String>, Vec<String>) =
+            whole_system_tests()?.into_iter().partition(|name| name.starts_with("vm_"));
+        steps.step("e2e tests", || run_whole_system(&clusters))?;
+        steps.step("QEMU tests", || build::vm_tools().and_then(|()| run_whole_system(&guests)))?;
     }
     if part != Some(Part::Unit) {
         steps.step("cargo xtask up, kubectl, down", by_command)?;
@@ -107,6 +99,29 @@ fn stages(part: Option<Part>, steps: &mut Steps) -> Result<()> {
         crate::ebpf::build(steps, true)?;
     }
     Ok(())
+}
+
+/// Names of the whole-system tests.
+fn whole_system_tests() -> Result<Vec<String>> {
+    let mut names = Vec::new();
+    for entry in std::fs::read_dir(keelson_tests::paths::root().join("tests/tests"))? {
+        let path = entry?.path();
+        if let Some(name) = path.file_stem().filter(|_| path.extension().is_some_and(|kind| kind == "rs")) {
+            names.push(name.to_string_lossy().into_owned());
+        }
+    }
+    names.sort();
+    Ok(names)
+}
+
+/// Runs these of them, one test at a time.
+fn run_whole_system(names: &[String]) -> Result<()> {
+    let mut args = vec!["test", "-p", "keelson-tests", "--no-fail-fast"];
+    for name in names {
+        args.extend(["--test", name]);
+    }
+    args.extend(["--", "--test-threads=1"]);
+    build::cargo_visible(&args)
 }
 
 /// Names the folder of upstream's test inputs that the `data_*` tests read.

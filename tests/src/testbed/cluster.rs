@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::net::TcpListener;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -33,6 +33,23 @@ struct State {
 pub struct Cluster {
     name: String,
     state: State,
+}
+
+/// Hands what controllers a cgroup has down to those below it.
+fn delegate_controllers(cgroup: &Path) -> Result<()> {
+    for controller in fs::read_to_string(cgroup.join("cgroup.controllers"))?.split_whitespace() {
+        fs::write(cgroup.join("cgroup.subtree_control"), format!("+{controller}"))
+            .with_context(|| format!("hand the controller {controller} down"))?;
+    }
+    Ok(())
+}
+
+/// Whether limits can be enforced below a cgroup.
+fn has_all_controllers(cgroup: &Path) -> Result<bool> {
+    let have = fs::read_to_string(cgroup.join("cgroup.controllers"))?;
+    Ok(["cpu", "cpuset", "memory", "pids", "io"]
+        .iter()
+        .all(|wanted| have.split_whitespace().any(|controller| controller == *wanted)))
 }
 
 /// What [`Cluster::create`] makes.
@@ -104,6 +121,7 @@ impl Cluster {
         }
         fs::create_dir_all(&dir)?;
         fs::create_dir_all(&cgroup).with_context(|| format!("make {}", cgroup.display()))?;
+        delegate_controllers(&cgroup)?;
         let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
         let state = State {
             port,
@@ -278,9 +296,11 @@ impl Cluster {
             ),
             // The disk is the machine's, and how full it is not the test's business.
             "--eviction-hard=memory.available<50Mi,nodefs.available<50Mi,imagefs.available<50Mi".to_owned(),
-            // The machine may hold the controllers in cgroup v1.
-            "--allow-missing-controllers".to_owned(),
         ];
+        if !has_all_controllers(&node.cgroup)? {
+            // The machine holds them in cgroup v1.
+            args.push("--allow-missing-controllers".to_owned());
+        }
         args.extend(self.state.agent_args.iter().cloned());
         let pid = node.spawn_daemon("agent", &paths::bin("keelson-agent"), &args, None)?;
         let name = node.name;

@@ -281,7 +281,8 @@ fn become_host(name: &str, dir: &Path) -> Result<()> {
     // Last, since the checkout may be anywhere, below /tmp too.
     for shown in [paths::root().to_owned(), paths::target()] {
         let at = root.join(shown.strip_prefix("/").unwrap_or(&shown));
-        if !at.exists() {
+        // A guest has the target folder alone.
+        if shown.exists() && !at.exists() {
             fs::create_dir_all(&at)?;
             bind(&shown, &at, true)?;
         }

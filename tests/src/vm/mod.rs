@@ -1,0 +1,268 @@
+//! Guests in QEMU: machines of their own, with a kernel of choice and the whole of cgroup v2, for what this machine's
+//! kernel can't show.
+//!
+//! A guest boots [`Kernel`] with a bare root disk (busybox and a few Debian programs), finds a copy of a folder of this
+//! machine at `/job`, runs one command, and powers off. What the command prints is streamed; what it writes to `/output`
+//! comes back. It has no network but its own loopback and wires to other guests.
+//!
+//! - `kernel`: Debian's kernels, unpacked.
+//! - `root`: the root disk.
+//! - `initramfs`: what boots it, with the scripts `initramfs.sh` and `guest.sh`.
+//! - `disk`: disks from folders.
+//! - `qemu`: the command line and the process.
+//! - [`programs`]: what was built here, laid out for a guest; test executables that run in one.
+//!
+//! ```no_run
+//! use keelson_tests::vm::{Kernel, Vm};
+//! use std::{path::Path, time::Duration};
+//! let outcome = Vm::new(Kernel::V6_12)?
+//!     .memory_mib(1024)
+//!     .disk_from_dir(Path::new("/some/folder"))
+//!     .run(&["./run.sh"], Duration::from_secs(60))?;
+//! println!("{} {}", outcome.status, outcome.output_dir().display());
+//! # anyhow::Ok(())
+//! ```
+
+mod disk;
+mod initramfs;
+mod kernel;
+pub mod programs;
+mod qemu;
+mod root;
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use tempfile::TempDir;
+
+use crate::paths;
+
+pub use kernel::Kernel;
+pub use qemu::{Nic, PACKAGE, PROGRAM};
+
+/// Bytes that a job may write to `/output`, in all.
+const RESULT_SIZE: u64 = 4 << 30;
+/// How long a guest may take to boot, and to hand over its result, beside the job's own time.
+const BOOT_LIMIT: Duration = Duration::from_secs(60);
+
+/// A guest to be.
+#[derive(Clone, Debug)]
+pub struct Vm {
+    kernel: Kernel,
+    cpus: u8,
+    memory_mib: u32,
+    files: Option<PathBuf>,
+    env: Vec<(String, String)>,
+    nics: Vec<Nic>,
+    quiet: bool,
+}
+
+/// What a guest left.
+#[derive(Debug)]
+pub struct Outcome {
+    /// Exit status of the job; 128 and the signal's number for one that was killed, 124 (as of timeout(1)) for one that did
+    /// not end in time.
+    pub status: i32,
+    work: TempDir,
+}
+
+impl Outcome {
+    /// What the job wrote to `/output`. It goes with this value.
+    pub fn output_dir(&self) -> PathBuf {
+        self.work.path().join("result/output")
+    }
+
+    /// What the job printed.
+    pub fn log(&self) -> Result<String> {
+        Ok(String::from_utf8_lossy(&fs::read(self.work.path().join("job.log"))?).into_owned())
+    }
+
+    /// What the kernel printed.
+    pub fn console(&self) -> Result<String> {
+        Ok(String::from_utf8_lossy(&fs::read(self.work.path().join("console.log"))?).into_owned())
+    }
+
+    /// Moves `/output`, the log and the console to a folder, which is emptied first.
+    pub fn keep(self, dir: &Path) -> Result<()> {
+        if dir.exists() {
+            fs::remove_dir_all(dir)?;
+        }
+        fs::create_dir_all(dir)?;
+        for (from, to) in
+            [("result/output", "output"), ("job.log", "job.log"), ("console.log", "console.log")]
+        {
+            fs::rename(self.work.path().join(from), dir.join(to))
+                .with_context(|| format!("keep {from} in {}", dir.display()))?;
+        }
+        Ok(())
+    }
+}
+
+impl Vm {
+    /// A guest of two CPUs and 2 GiB.
+    pub fn new(kernel: Kernel) -> Self {
+        Self {
+            kernel,
+            cpus: 2,
+            memory_mib: 2048,
+            files: None,
+            env: Vec::new(),
+            nics: Vec::new(),
+            quiet: false,
+        }
+    }
+
+    /// How many CPUs it has.
+    pub fn cpus(mut self, cpus: u8) -> Self {
+        self.cpus = cpus;
+        self
+    }
+
+    /// How much memory it has.
+    pub fn memory_mib(mut self, mib: u32) -> Self {
+        self.memory_mib = mib;
+        self
+    }
+
+    /// The folder that the guest gets a copy of, at `/job`; links in it are not followed. It may write there, to no effect
+    /// here.
+    pub fn disk_from_dir(mut self, dir: &Path) -> Self {
+        self.files = Some(dir.to_owned());
+        self
+    }
+
+    /// A variable of the job's environment.
+    pub fn env(mut self, name: &str, value: &str) -> Self {
+        self.env.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// A network device, wired to another guest's.
+    pub fn nic(mut self, nic: Nic) -> Self {
+        self.nics.push(nic);
+        self
+    }
+
+    /// Keeps the job's output from the screen; it is still in [`Outcome::log`].
+    pub fn quiet(mut self) -> Self {
+        self.quiet = true;
+        self
+    }
+
+    /// Boots, runs the command (by `PATH`, or relative to `/job`) and powers off. A job that takes longer than `limit` is
+    /// killed. A guest that dies is an error.
+    pub fn run<S: AsRef<str>>(&self, job: &[S], limit: Duration) -> Result<Outcome> {
+        self.boot(job, limit, false)
+    }
+
+    /// As [`Vm::run`] without a limit, with this process's terminal as the job's.
+    pub fn run_on_terminal<S: AsRef<str>>(&self, job: &[S]) -> Result<Outcome> {
+        self.boot(job, Duration::from_secs(7 * 24 * 3600), true)
+    }
+
+    fn boot<S: AsRef<str>>(&self, job: &[S], limit: Duration, interactive: bool) -> Result<Outcome> {
+        let missing = qemu::missing_programs();
+        if !missing.is_empty() {
+            bail!(
+                "guests need {missing:?}: 'cargo xtask vm' installs them from Debian's {PACKAGE}, e2fsprogs and kmod"
+            );
+        }
+        let kernel = self.kernel.fetch()?;
+        let root = root::ensure()?;
+        let runs = paths::target().join("vm");
+        fs::create_dir_all(&runs)?;
+        let work = tempfile::Builder::new().prefix("run-").tempdir_in(&runs)?;
+        let at = |name: &str| work.path().join(name);
+
+        let settings = format!(
+            "limit={}\ninteractive={}\nnetwork={}\n",
+            limit.as_secs().max(1),
+            if interactive { "yes" } else { "" },
+            if self.nics.is_empty() { "" } else { "yes" }
+        );
+        let job = script(&self.env, job);
+        let initramfs = initramfs::build(&root.busybox, &kernel.boot_modules, &settings, &job)?;
+        fs::write(at("initramfs"), initramfs)?;
+        let empty = at("empty");
+        fs::create_dir(&empty)?;
+        disk::ext4(self.files.as_deref().unwrap_or(&empty), &at("job.ext4"), disk::Spare(8 << 30))?;
+        disk::empty(&at("result.tar"), RESULT_SIZE)?;
+
+        let machine = qemu::Machine {
+            kernel: &kernel.image,
+            initramfs: &at("initramfs"),
+            disks: &[root.image, kernel.modules, at("job.ext4")],
+            result_disk: &at("result.tar"),
+            nics: &self.nics,
+            cpus: self.cpus,
+            memory_mib: self.memory_mib,
+            console: &at("console.log"),
+            interactive,
+        };
+        let mut log = File::create(at("job.log"))?;
+        let in_time = qemu::run(&machine, work.path(), limit + BOOT_LIMIT, |bytes| {
+            std::io::Write::write_all(&mut log, bytes)?;
+            if self.quiet { Ok(()) } else { qemu::show(bytes) }
+        })?;
+        let console = || {
+            let text = fs::read(at("console.log")).unwrap_or_default();
+            let text = String::from_utf8_lossy(&text).into_owned();
+            let lines: Vec<&str> = text.lines().collect();
+            lines[lines.len().saturating_sub(40)..].join("\n")
+        };
+        let _ = fs::remove_file(at("job.ext4"));
+        if !in_time {
+            bail!(
+                "the guest (kernel {}) did not power off in time; its console:\n{}",
+                self.kernel,
+                console()
+            );
+        }
+        let result = at("result");
+        tar::Archive::new(File::open(at("result.tar"))?)
+            .unpack(&result)
+            .context("unpack the guest's result")?;
+        let status = fs::read_to_string(result.join("status")).ok().with_context(|| {
+            format!("the guest (kernel {}) died; its console:\n{}", self.kernel, console())
+        })?;
+        let _ = fs::remove_file(at("result.tar"));
+        let status = status.trim().parse().with_context(|| format!("the job's status {status:?}"))?;
+        Ok(Outcome { status, work })
+    }
+}
+
+/// The shell script that becomes the job.
+fn script<S: AsRef<str>>(env: &[(String, String)], words: &[S]) -> String {
+    let mut text = String::from("#!/bin/sh\nexport KEELSON_GUEST=1\n");
+    for (name, value) in env {
+        text.push_str(&format!("export {name}={}\n", quote(value)));
+    }
+    let words: Vec<String> = words.iter().map(|word| quote(word.as_ref())).collect();
+    text.push_str(&format!("exec {}\n", words.join(" ")));
+    text
+}
+
+/// A word that the shell takes as it is.
+fn quote(word: &str) -> String {
+    format!("'{}'", word.replace('\'', r"'\''"))
+}
+
+/// Whether this process runs in a guest.
+pub fn in_guest() -> bool {
+    std::env::var_os("KEELSON_GUEST").is_some()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_survive_the_shell() {
+        let text = script(&[("A".to_owned(), "x y".to_owned())], &["printf", "%s|", "it's", "$HOME", ""]);
+        let output = std::process::Command::new("sh").arg("-c").arg(&text).output().unwrap();
+        assert_eq!(String::from_utf8(output.stdout).unwrap(), "it's|$HOME||");
+        assert!(text.contains("export A='x y'\n"));
+    }
+}

@@ -1,0 +1,109 @@
+//! What was built here, laid out for a guest: `/job/target` is what cargo's target folder is on this machine, so that
+//! [`crate::testbed`] works there as it does here; `/job/bin` is on the PATH.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+
+use super::{Kernel, Vm};
+use crate::kubectl::Kubectl;
+use crate::{images, paths};
+
+/// Programs of the development profile.
+const PROGRAMS: &[&str] = &["keelson-agent", "keelson-master", "keelson-cni", "keelson-testhost"];
+/// Static programs, for inside pods.
+const STATIC: &[&str] = &["keelson-podinit", "keelson-testapp"];
+
+/// Lays out the programs, kubectl and these images in a folder for [`Vm::disk_from_dir`].
+pub fn stage(dir: &Path, images: &[&str]) -> Result<()> {
+    let target = dir.join("target");
+    for program in PROGRAMS {
+        put(&paths::bin(program), &target.join("debug").join(program))?;
+    }
+    let of_pods = "x86_64-unknown-linux-gnu/podinit";
+    for program in STATIC {
+        put(&paths::target().join(of_pods).join(program), &target.join(of_pods).join(program))?;
+    }
+    for image in images {
+        put(&images::ensure(image)?, &target.join("testdata/images").join(format!("{image}.tar")))?;
+    }
+    let kubectl = Kubectl::new(Path::new("/"))?;
+    put(&on_path(kubectl.program())?, &dir.join("bin/kubectl"))
+}
+
+/// A guest with what [`stage`] laid out.
+pub fn vm(kernel: Kernel, staged: &Path) -> Vm {
+    Vm::new(kernel)
+        .disk_from_dir(staged)
+        .env("CARGO_TARGET_DIR", "/job/target")
+        .env("PATH", "/job/bin:/job/target/debug:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin")
+}
+
+/// Puts a file into a staged folder, without a copy where it can be linked.
+pub fn put(from: &Path, to: &Path) -> Result<()> {
+    let context = || format!("put {} at {}", from.display(), to.display());
+    if let Some(parent) = to.parent() {
+        fs::create_dir_all(parent).with_context(context)?;
+    }
+    let from = fs::canonicalize(from).with_context(context)?;
+    if fs::hard_link(&from, to).is_err() {
+        fs::copy(&from, to).with_context(context)?;
+    }
+    Ok(())
+}
+
+fn on_path(program: &Path) -> Result<PathBuf> {
+    if program.is_absolute() {
+        return Ok(program.to_owned());
+    }
+    std::env::var_os("PATH")
+        .and_then(|path| std::env::split_paths(&path).map(|dir| dir.join(program)).find(|at| at.is_file()))
+        .with_context(|| format!("{} is not on PATH", program.display()))
+}
+
+/// Tests of the running test executable that are to run in a guest: those that are ignored and whose names begin with
+/// `prefix`. A test on this machine calls [`GuestTests::run`].
+#[derive(Clone, Copy, Debug)]
+pub struct GuestTests<'a> {
+    /// What their names begin with.
+    pub prefix: &'a str,
+    /// The guest's kernel.
+    pub kernel: Kernel,
+    /// The guest's memory.
+    pub memory_mib: u32,
+    /// Images that the tests use.
+    pub images: &'a [&'a str],
+    /// How long they may take.
+    pub limit: Duration,
+}
+
+impl GuestTests<'_> {
+    /// Boots a guest and runs them there, one after another.
+    pub fn run(&self) -> Result<()> {
+        let parent = paths::target().join("vm");
+        fs::create_dir_all(&parent)?;
+        let staged = tempfile::Builder::new().prefix("stage-").tempdir_in(&parent)?;
+        stage(staged.path(), self.images)?;
+        put(&std::env::current_exe()?, &staged.path().join("tests"))?;
+        let outcome = vm(self.kernel, staged.path())
+            .memory_mib(self.memory_mib)
+            .run(&["./tests", "--ignored", "--test-threads=1", self.prefix], self.limit)?;
+        let log = outcome.log()?;
+        let status = outcome.status;
+        // A name that no test begins with would pass.
+        let ran = log.lines().any(|line| line.starts_with("test ") && line.ends_with("ok"));
+        if status != 0 || !ran {
+            let kept = parent.join(format!("failed-{}-{}", self.prefix.trim_end_matches('_'), self.kernel));
+            outcome.keep(&kept)?;
+            bail!(
+                "tests {}* on kernel {} ended with {status}; output is in {}",
+                self.prefix,
+                self.kernel,
+                kept.display()
+            );
+        }
+        Ok(())
+    }
+}
