@@ -195,6 +195,7 @@ fn write_etc(name: &str, etc: &Path) -> Result<()> {
 /// The work of `keelson-testhost init`: makes the namespaces, becomes the parent of the host's first process and ends
 /// when that is ready. The first process reaps until it is killed; with it go all others and all mounts.
 pub fn init(name: &str, dir: &Path, cgroup: &Path) -> Result<()> {
+    close_from(3)?;
     fs::write(cgroup.join("cgroup.procs"), "0").context("enter the host's cgroup")?;
     unshare(CloneFlags::CLONE_NEWCGROUP).context("unshare the cgroup namespace")?;
     fs::write(cgroup.join("init/cgroup.procs"), "0").context("enter the host's init cgroup")?;
@@ -309,6 +310,16 @@ fn bind(from: &Path, to: &Path, readonly: bool) -> Result<()> {
     Ok(())
 }
 
+/// Closes every descriptor from this one on: what lives on must not hold open what whoever started it had open, a lock for
+/// one.
+fn close_from(first: libc::c_uint) -> Result<()> {
+    // SAFETY: nothing in this process owns such a descriptor: it has opened none yet, or is about to execute another.
+    if unsafe { libc::close_range(first, libc::c_uint::MAX, 0) } < 0 {
+        return Err(std::io::Error::last_os_error()).context("close inherited descriptors");
+    }
+    Ok(())
+}
+
 fn reap_forever() -> ! {
     let mut set = SigSet::empty();
     set.add(Signal::SIGCHLD);
@@ -384,6 +395,7 @@ pub fn enter(pid: i32, cgroup: &Path, mode: Mode, words: &[String]) -> Result<i3
 fn exec(mode: Mode, words: &[String]) -> anyhow::Error {
     let run = || -> Result<std::convert::Infallible> {
         if let Mode::Detached { listen } = mode {
+            close_from(if listen { 4 } else { 3 })?;
             setsid()?;
             nix::unistd::dup2_stdout(std::io::stderr().as_fd())?;
             if listen {
