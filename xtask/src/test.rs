@@ -10,7 +10,7 @@ use crate::build;
 use crate::conformance::{self, ConformanceArgs};
 
 /// How many tests of upstream's suite are run each time, chosen by the commit's hash.
-const CONFORMANCE_SAMPLE: usize = 40;
+const CONFORMANCE_SAMPLE: usize = 30;
 
 /// Which tests to run.
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]

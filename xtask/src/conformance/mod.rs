@@ -142,7 +142,10 @@ pub fn run(args: &ConformanceArgs, steps: &mut Steps) -> Result<()> {
         if rounds > 1 {
             println!("\nround {round} of {rounds}: {} candidates", candidates.len());
         }
-        let results = round_of(args, &suite, &candidates, round, steps)?;
+        let mut results = round_of(args, &suite, &candidates, round, steps)?;
+        if args.ratchet {
+            try_again(args, &suite, &mut results, steps)?;
+        }
         report(args, &results, &images)?;
         if args.admit {
             candidates
@@ -157,6 +160,32 @@ pub fn run(args: &ConformanceArgs, steps: &mut Steps) -> Result<()> {
     }
     if args.admit {
         println!("{} tests are new in passing.txt", ratchet::admit(&candidates)?);
+    }
+    Ok(())
+}
+
+/// Tests of the ratchet that failed are run once more, in a new cluster: upstream's suite has time limits that a busy
+/// machine can miss. One that passes then is named, and is not a failure; a real fault fails twice.
+fn try_again(
+    args: &ConformanceArgs,
+    suite: &Suite,
+    results: &mut [TestResult],
+    steps: &mut Steps,
+) -> Result<()> {
+    let failed: Vec<String> =
+        results.iter().filter(|one| one.outcome == Outcome::Failed).map(|one| one.name.clone()).collect();
+    // So many are no accident.
+    if failed.is_empty() || failed.len() > results.len().div_ceil(4) {
+        return Ok(());
+    }
+    println!("\n{} of {} failed and are run once more", failed.len(), results.len());
+    for again in round_of(args, suite, &failed, 2, steps)? {
+        if let Some(one) = results.iter_mut().find(|one| one.name == again.name)
+            && again.outcome == Outcome::Passed
+        {
+            println!("passed at the second try: {} (first: {})", one.name, results::first_line(&one.message));
+            *one = again;
+        }
     }
     Ok(())
 }
