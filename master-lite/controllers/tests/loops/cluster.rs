@@ -57,13 +57,14 @@ impl Cluster {
         cluster
     }
 
-    /// Makes each bound pod running and ready.
+    /// Makes each bound pod running and ready; one that has ended stays so, as with a kubelet.
     fn kubelet(&self) {
         let pods = Informer::<Pod>::new();
         let client = self.client.clone();
         pods.on_change(move |delta: &Delta<Pod>| {
             let pod = delta.object().clone();
-            if matches!(delta, Delta::Deleted(_)) || pods::node_name(&pod).is_none() || pods::is_ready(&pod) {
+            let done = pods::is_ready(&pod) || pods::is_terminal(&pod);
+            if matches!(delta, Delta::Deleted(_)) || pods::node_name(&pod).is_none() || done {
                 return;
             }
             let api: Api<Pod> = Api::namespaced(client.clone(), meta::namespace(&pod.metadata));
