@@ -396,3 +396,30 @@ async fn a_kube_client_works_in_process() {
     let selected = events.list(&ListParams::default().fields("involvedObject.name=p")).await.unwrap();
     assert_eq!(selected.items.len(), 1);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn join_tokens_do_not_pile_up() {
+    use keelson_apiserver::bootstrap::join_token;
+    const SECRETS: &str = "/api/v1/namespaces/kube-system/secrets";
+    let f = Fixture::new().await;
+    let client = f.server.admin_client();
+    let first = join_token(&client, None).await.unwrap();
+    let again = join_token(&client, None).await.unwrap();
+    assert_eq!(first, again);
+    let secrets = f.get(SECRETS).await;
+    let [secret] = secrets["items"].as_array().unwrap().as_slice() else { panic!("{secrets}") };
+    assert!(secret["data"]["expiration"].is_string(), "{secret}");
+
+    // One that somebody gave is kept as it is, and never taken for one of the server's own.
+    let given = "abcdef.0123456789abcdef";
+    for _ in 0..2 {
+        assert_eq!(join_token(&client, Some(given)).await.unwrap(), given);
+    }
+    let secret = f.get(&format!("{SECRETS}/bootstrap-token-abcdef")).await;
+    assert!(secret["data"].get("expiration").is_none(), "{secret}");
+    let (code, _) =
+        f.send("DELETE", &format!("{SECRETS}/bootstrap-token-{}", &first[..6]), "", Value::Null).await;
+    assert_eq!(code, 200);
+    assert_ne!(join_token(&client, None).await.unwrap(), given);
+    assert!(join_token(&client, Some("short")).await.is_err());
+}
