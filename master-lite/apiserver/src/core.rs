@@ -12,7 +12,7 @@ use crate::allocate::Allocators;
 use crate::cache::WatchCache;
 use crate::extension::Extensions;
 use crate::metrics::Metrics;
-use crate::negotiate::Shape;
+use crate::negotiate::Form;
 use crate::present::{IncludeObject, Presenter};
 
 /// Upstream's `--max-requests-inflight`.
@@ -69,7 +69,7 @@ impl Core {
 
     /// Shows objects as they are, in a version.
     pub fn presenter<'a>(&self, row: &'a Resource, version: &'a str) -> Presenter<'a> {
-        Presenter { row, version, shape: Shape::Object, include: IncludeObject::Metadata }
+        Presenter { row, version, form: Form::JSON, include: IncludeObject::Metadata }
     }
 
     /// Row under which the objects of a view rest.

@@ -14,7 +14,7 @@ pub const AGGREGATED: &str = "application/json;g=apidiscovery.k8s.io;v=v2;as=API
 pub fn wants_aggregated(headers: &HeaderMap) -> bool {
     negotiate::accepted(headers)
         .iter()
-        .filter(|e| e.takes_json())
+        .filter(|e| e.takes("application/json"))
         .map(|entry| {
             entry.param("g") == Some("apidiscovery.k8s.io")
                 && entry.param("v") == Some("v2")

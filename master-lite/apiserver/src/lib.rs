@@ -6,6 +6,7 @@
 
 pub mod admission;
 pub mod allocate;
+mod answer;
 pub mod auth;
 pub mod authn;
 pub mod authz;

@@ -1,11 +1,15 @@
 //! Objects in the form a client asked for: as they are, as Table rows, or metadata only.
 
 use bytes::Bytes;
+use keelson_api::codec::{self, MediaType};
+use keelson_api::meta::GroupVersionKind;
 use keelson_api::resources::Resource;
 use serde_json::{Value, json};
 
+use crate::answer;
 use crate::cache::CachedObject;
-use crate::negotiate::Shape;
+use crate::negotiate::{Form, Shape};
+use crate::status::{Result, StatusError};
 
 /// `includeObject` of a Table request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -37,8 +41,8 @@ pub struct Presenter<'a> {
     pub row: &'a Resource,
     /// Requested version.
     pub version: &'a str,
-    /// Form.
-    pub shape: Shape,
+    /// Encoding, and what is shown.
+    pub form: Form,
     /// For tables.
     pub include: IncludeObject,
 }
@@ -53,12 +57,12 @@ impl Presenter<'_> {
     pub fn shape_key(&self, first: bool) -> u64 {
         use std::hash::{Hash as _, Hasher as _};
         let mut hasher = std::hash::DefaultHasher::new();
-        let shape = match self.shape {
+        let shape = match self.form.shape {
             Shape::Object => 0,
             Shape::Table => 1 + self.include as u64 * 2 + u64::from(first),
             Shape::PartialMetadata => 100,
         };
-        (&self.row.group, self.version, shape).hash(&mut hasher);
+        (&self.row.group, self.version, self.form.media, shape).hash(&mut hasher);
         hasher.finish()
     }
 
@@ -75,18 +79,21 @@ impl Presenter<'_> {
         stored
     }
 
-    /// One object, in its form, as JSON. `first` says that a table needs its column definitions.
-    pub fn object(&self, object: &CachedObject, first: bool) -> Bytes {
-        match self.shape {
-            Shape::Object if self.is_verbatim() => object.json().clone(),
-            _ => self.value(object.parse(), first).to_string().into(),
+    /// One object, in its form, encoded. `first` says that a table needs its column definitions.
+    ///
+    /// # Errors
+    /// 500 if the stored object has no such form.
+    pub fn object(&self, object: &CachedObject, first: bool) -> Result<Bytes> {
+        match (self.form.shape, self.form.media) {
+            (Shape::Object, MediaType::Json) if self.is_verbatim() => Ok(object.json().clone()),
+            (_, media) => answer::encode(media, &self.value(object.parse(), first)),
         }
     }
 
     /// One object, in its form, from its stored tree.
     pub fn value(&self, stored: Value, first: bool) -> Value {
         let object = self.convert(stored);
-        match self.shape {
+        match self.form.shape {
             Shape::Object => object,
             Shape::PartialMetadata => partial_metadata(&object),
             Shape::Table => {
@@ -97,14 +104,25 @@ impl Presenter<'_> {
         }
     }
 
-    /// A list in its form. `items` are in key order; `metadata` is the list's.
-    pub fn list<'o>(&self, items: impl Iterator<Item = &'o CachedObject>, metadata: &Value) -> Bytes {
-        match self.shape {
-            Shape::Object => {
-                let gvk = self.row.gvk(self.version);
+    /// A list in its form, encoded. `items` are in key order; `metadata` is the list's.
+    ///
+    /// # Errors
+    /// 500 if a stored object has no such form.
+    pub fn list<'o>(&self, items: impl Iterator<Item = &'o CachedObject>, metadata: &Value) -> Result<Bytes> {
+        let gvk = match self.form.shape {
+            Shape::Object => self.row.gvk(self.version),
+            Shape::PartialMetadata => GroupVersionKind::new("meta.k8s.io", "v1", "PartialObjectMetadata"),
+            Shape::Table => {
+                let rows = items.map(|o| self.table_row(self.convert(o.parse()))).collect();
+                return answer::encode(self.form.media, &self.table(rows, metadata.clone(), true));
+            }
+        };
+        let gvk = GroupVersionKind { kind: format!("{}List", gvk.kind), ..gvk };
+        let head = json!({"kind": gvk.kind, "apiVersion": gvk.api_version(), "metadata": metadata});
+        match self.form.media {
+            MediaType::Json => {
                 let mut out = Vec::with_capacity(4096);
                 // Copied, never re-encoded: each item's bytes go out as they were stored.
-                let head = json!({"kind": format!("{}List", gvk.kind), "apiVersion": gvk.api_version(), "metadata": metadata});
                 let head = head.to_string();
                 out.extend_from_slice(head.trim_end_matches('}').as_bytes());
                 // trim_end_matches also took the metadata's own brace.
@@ -113,23 +131,21 @@ impl Presenter<'_> {
                     if i > 0 {
                         out.push(b',');
                     }
-                    out.extend_from_slice(&self.object(item, false));
+                    out.extend_from_slice(&self.object(item, false)?);
                 }
                 out.extend_from_slice(b"]}");
-                out.into()
+                Ok(out.into())
             }
-            Shape::PartialMetadata => {
-                let items: Vec<Value> = items.map(|o| partial_metadata(&self.convert(o.parse()))).collect();
-                json!({
-                    "kind": "PartialObjectMetadataList", "apiVersion": "meta.k8s.io/v1",
-                    "metadata": metadata, "items": items,
-                })
-                .to_string()
-                .into()
+            MediaType::Yaml => {
+                let mut list = head;
+                list["items"] = items.map(|item| self.value(item.parse(), false)).collect();
+                answer::encode(MediaType::Yaml, &list)
             }
-            Shape::Table => {
-                let rows = items.map(|o| self.table_row(self.convert(o.parse()))).collect();
-                self.table(rows, metadata.clone(), true).to_string().into()
+            MediaType::Protobuf => {
+                let items = items.map(|item| self.value(item.parse(), false));
+                codec::encode_protobuf_list(&gvk, metadata, items)
+                    .map(Bytes::from)
+                    .map_err(StatusError::internal)
             }
         }
     }

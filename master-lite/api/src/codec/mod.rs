@@ -1,6 +1,6 @@
 //! Request bodies to trees and back: JSON, YAML and Kubernetes protobuf.
 
-mod protobuf;
+pub(crate) mod protobuf;
 mod tree;
 
 pub use protobuf::ProtobufError;
@@ -203,9 +203,57 @@ pub fn parse(media: MediaType, body: &[u8]) -> Result<(Value, Vec<String>), Code
     }
 }
 
+/// A tree that can't be encoded.
+#[derive(Debug, thiserror::Error)]
+pub enum EncodeError {
+    /// It has no protobuf form.
+    #[error(transparent)]
+    Protobuf(#[from] ProtobufError),
+    /// The YAML writer refused it.
+    #[error("encoding YAML: {0}")]
+    Yaml(String),
+}
+
+/// Encodes an object by what its `apiVersion` and `kind` say it is.
+pub fn encode(media: MediaType, object: &Value) -> Result<Vec<u8>, EncodeError> {
+    match media {
+        MediaType::Json => Ok(object.to_string().into_bytes()),
+        MediaType::Yaml => tree::to_yaml(object).map_err(EncodeError::Yaml),
+        MediaType::Protobuf => {
+            let text = |key: &str| object[key].as_str().filter(|text| !text.is_empty());
+            // Of all answers only APIVersions has no apiVersion.
+            let version = text("apiVersion").unwrap_or("v1");
+            let gvk = GroupVersionKind::from_type_meta(version, text("kind").unwrap_or_default());
+            Ok(encode_protobuf(&gvk, object)?)
+        }
+    }
+}
+
+/// Whether a kind has a protobuf form: built-in kinds but for Tables do.
+pub fn has_protobuf(gvk: &GroupVersionKind) -> bool {
+    protobuf::message_of(Schema::builtin(), gvk).is_some()
+}
+
 /// Encodes a normalized object of a built-in kind as Kubernetes protobuf, envelope included.
 pub fn encode_protobuf(gvk: &GroupVersionKind, object: &Value) -> Result<Vec<u8>, ProtobufError> {
     protobuf::encode(Schema::builtin(), gvk, object)
+}
+
+/// Encodes a list as Kubernetes protobuf, item by item, so that never more than one is in memory as a tree.
+///
+/// `gvk` is the list's own kind; `metadata` its `ListMeta`.
+pub fn encode_protobuf_list(
+    gvk: &GroupVersionKind,
+    metadata: &Value,
+    items: impl Iterator<Item = Value>,
+) -> Result<Vec<u8>, ProtobufError> {
+    protobuf::encode_list(Schema::builtin(), gvk, metadata, items)
+}
+
+/// One frame of a watch in protobuf: a length of four bytes, big endian, and a `WatchEvent` without envelope, around
+/// an object that has one.
+pub fn protobuf_watch_frame(kind: &str, object: &[u8]) -> Vec<u8> {
+    protobuf::watch_frame(kind, object)
 }
 
 fn parse_with(
@@ -272,6 +320,7 @@ fn normalize(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use serde_json::json;
 
     fn pod() -> GroupVersionKind {
         GroupVersionKind::new("", "v1", "Pod")
@@ -336,6 +385,68 @@ mod tests {
             let body = format!(r#"{{"apiVersion":"{version}","kind":"DeleteOptions"}}"#);
             decode(MediaType::Json, body.as_bytes(), &options, FieldValidation::Strict).unwrap();
         }
+    }
+
+    fn check_yaml(object: &Value) {
+        let bytes = encode(MediaType::Yaml, object).unwrap();
+        let (back, complaints) = parse(MediaType::Yaml, &bytes).unwrap();
+        assert_eq!((&back, complaints.len()), (object, 0), "{}", String::from_utf8_lossy(&bytes));
+    }
+
+    #[test]
+    fn yaml_comes_back() {
+        // What readers of YAML 1.1, Go's among them, would take for something else.
+        for text in
+            ["yes", "n", "on", "null", "~", "", "0x1f", "1e3", "010", "1:30", "2020-01-01", "<<", "-", "? a"]
+        {
+            let object = json!({"a": text, text: [text]});
+            check_yaml(&object);
+            let bytes = encode(MediaType::Yaml, &object).unwrap();
+            assert!(
+                !String::from_utf8_lossy(&bytes).contains(&format!("a: {text}\n")),
+                "{text} is not quoted"
+            );
+        }
+        let script = "#!/bin/sh\n\techo 'a: b' \n\n  done\n\n";
+        check_yaml(
+            &json!({"kind": "ConfigMap", "data": {"run.sh": script, "bin": "\u{0}\u{7f}\u{85}\u{2028}\u{feff}😀"},
+            "empty": {}, "none": [], "long": "word ".repeat(60), "n": [1, -2.5, true, null, u64::MAX, i64::MIN]}),
+        );
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn any_text_survives_yaml(key in ".{0,12}", text in "(.|\n){0,40}", lines in "[ \t\n#:>|a-]{0,12}") {
+            check_yaml(&json!({key.clone(): [text.clone(), {"b": lines.clone()}], "z": {key: lines, "y": text}}));
+        }
+    }
+
+    #[test]
+    fn protobuf_lists_and_events() {
+        let item = |name: &str| json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name}, "spec": {"containers": []}});
+        let gvk = GroupVersionKind::new("", "v1", "PodList");
+        let metadata = json!({"resourceVersion": "7", "remainingItemCount": 3});
+        let whole = json!({"apiVersion": "v1", "kind": "PodList", "metadata": metadata, "items": [item("a"), item("b")]});
+        let list = encode_protobuf_list(&gvk, &metadata, [item("a"), item("b")].into_iter()).unwrap();
+        assert_eq!(list, encode(MediaType::Protobuf, &whole).unwrap());
+        let read = decode(MediaType::Protobuf, &list, &gvk, FieldValidation::Strict).unwrap().object;
+        assert_eq!((&read["items"][1]["metadata"]["name"], &read["metadata"]), (&json!("b"), &metadata));
+
+        let object = encode_protobuf(&pod(), &item("a")).unwrap();
+        let frame = protobuf_watch_frame("ADDED", &object);
+        let (length, event) = frame.split_first_chunk::<4>().unwrap();
+        assert_eq!(u32::from_be_bytes(*length) as usize, event.len());
+        // Field 1 is the type, field 2 the object.
+        assert!(event.starts_with(b"\x0a\x05ADDED\x12"), "{event:?}");
+        assert!(event.ends_with(&object));
+
+        assert!(has_protobuf(&GroupVersionKind::new("", "v1", "Status")));
+        assert!(has_protobuf(&GroupVersionKind::new("meta.k8s.io", "v1", "PartialObjectMetadataList")));
+        assert!(!has_protobuf(&GroupVersionKind::new("example.com", "v1", "Thing")));
+        assert!(matches!(
+            encode(MediaType::Protobuf, &json!({"apiVersion": "meta.k8s.io/v1", "kind": "Table"})),
+            Err(EncodeError::Protobuf(ProtobufError::NoMessage(_)))
+        ));
     }
 
     #[test]

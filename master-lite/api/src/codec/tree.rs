@@ -36,6 +36,11 @@ pub fn yaml(body: &[u8]) -> Result<(Value, Vec<String>), String> {
     Ok(finish(raw))
 }
 
+/// Writes one YAML document that readers of YAML 1.1 (Go's) and 1.2 take alike.
+pub fn to_yaml(value: &Value) -> Result<Vec<u8>, String> {
+    serde_saphyr::to_string(value).map(String::into_bytes).map_err(|error| error.to_string())
+}
+
 fn finish(raw: Raw) -> (Value, Vec<String>) {
     let mut duplicates = Vec::new();
     let value = convert(raw, &mut duplicates);

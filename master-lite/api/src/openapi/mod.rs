@@ -1,16 +1,56 @@
-//! OpenAPI v3 documents, made from the schema tree and the table of resources when somebody asks.
+//! OpenAPI documents, v3 and v2, made from the schema tree and the table of resources when somebody asks.
 //!
 //! A document is not kept: clients keep it themselves, under the hash in its URL.
 
 mod components;
 mod descriptions;
 mod paths;
+mod v2;
+mod v2_protobuf;
 
 pub use descriptions::Descriptions;
 
 use crate::{resources::ResourceTable, schema::Schema};
 use serde_json::{Map, Value, json};
 use std::sync::Arc;
+
+/// `info.version` of documents.
+const VERSION: &str = "v1.36.0+keelson";
+
+/// The one OpenAPI v2 document, of all groups and versions.
+pub fn v2_document(table: &ResourceTable) -> Value {
+    let mut components = components::Components::new(Schema::builtin(), Descriptions::load());
+    let mut all = Map::new();
+    for (group, versions) in table.groups() {
+        for version in versions {
+            if let Value::Object(paths) = paths::of(table, &group, &version, &mut components) {
+                all.extend(paths);
+            }
+        }
+    }
+    v2::document(&Value::Object(all), &components.finish())
+}
+
+/// An OpenAPI v2 document in protobuf (`openapi.v2.Document` of gnostic).
+pub fn v2_protobuf(document: &Value) -> Vec<u8> {
+    v2_protobuf::document(document)
+}
+
+/// Changes with the OpenAPI v2 document; fit for an ETag.
+pub fn v2_hash(table: &ResourceTable) -> String {
+    let groups = table.groups();
+    let versions = groups.iter().flat_map(|(group, versions)| versions.iter().map(move |v| (group, v)));
+    let hashes: Vec<String> = versions.map(|(group, version)| document_hash(table, group, version)).collect();
+    format!("{:016X}", fnv(hashes.iter().map(String::as_str)))
+}
+
+/// FNV-1a of texts.
+fn fnv<'t>(texts: impl Iterator<Item = &'t str>) -> u64 {
+    let bytes = texts.flat_map(|text| text.bytes().chain([0]));
+    bytes.fold(0xcbf2_9ce4_8422_2325, |hash: u64, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+    })
+}
 
 /// The answer to `GET /openapi/v3`: where the document of each group and version is.
 ///
@@ -40,7 +80,7 @@ pub fn v3_document(table: &ResourceTable, path: &str) -> Option<Arc<[u8]>> {
     let paths = paths::of(table, &group, &version, &mut components);
     let document = json!({
         "openapi": "3.0.0",
-        "info": { "title": "Kubernetes", "version": "v1.36.0+keelson" },
+        "info": { "title": "Kubernetes", "version": VERSION },
         "paths": paths,
         "components": {
             "schemas": components.finish(),
@@ -56,29 +96,19 @@ pub fn v3_document(table: &ResourceTable, path: &str) -> Option<Arc<[u8]>> {
 
 /// The `hash` that [`v3_index`] shows for a document; also fit for an ETag.
 pub fn document_hash(table: &ResourceTable, group: &str, version: &str) -> String {
-    // FNV-1a over all that a document is made of. A version of this crate has one schema and one set of texts.
-    let mut hash: u64 = 0xcbf2_9ce4_8422_2325;
-    let mut feed = |text: &str| {
-        for byte in text.bytes().chain([0]) {
-            hash = (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
-        }
-    };
-    feed(env!("CARGO_PKG_VERSION"));
-    feed(Schema::builtin_facts());
-    feed(group);
-    feed(version);
+    // All that a document is made of. A version of this crate has one schema and one set of texts.
+    let mut texts = vec![env!("CARGO_PKG_VERSION"), Schema::builtin_facts(), group, version];
     for row in
         table.rows().iter().filter(|row| row.group == group && row.versions.iter().any(|v| v == version))
     {
-        feed(&row.plural);
-        feed(&row.kind);
-        row.verbs.iter().for_each(|verb| feed(verb));
+        texts.extend([row.plural.as_str(), &row.kind]);
+        texts.extend(row.verbs.iter().map(String::as_str));
         for sub in &row.subresources {
-            feed(&sub.name);
-            sub.verbs.iter().for_each(|verb| feed(verb));
+            texts.push(&sub.name);
+            texts.extend(sub.verbs.iter().map(String::as_str));
         }
     }
-    format!("{hash:016X}")
+    format!("{:016X}", fnv(texts.into_iter()))
 }
 
 fn document_path(group: &str, version: &str) -> String {

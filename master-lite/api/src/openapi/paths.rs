@@ -2,6 +2,7 @@
 
 use super::components::Components;
 use crate::{
+    codec,
     meta::GroupVersionKind,
     resources::{Resource, ResourceTable},
 };
@@ -104,7 +105,9 @@ impl Writer<'_, '_> {
             "delete" | "deletecollection" => GroupVersionKind::new("", "v1", "Status"),
             _ => kind.clone(),
         };
-        let answer = self.body(&["application/json", "application/yaml"], &answer);
+        let protobuf = codec::has_protobuf(&answer).then_some("application/vnd.kubernetes.protobuf");
+        let media: Vec<&str> = ["application/json", "application/yaml"].into_iter().chain(protobuf).collect();
+        let answer = self.body(&media, &answer);
         let mut operation = json!({
             "tags": [self.tag],
             "description": format!("{verb} {}", kind.kind),

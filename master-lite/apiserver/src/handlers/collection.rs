@@ -9,7 +9,8 @@ use keelson_api::resources::Resource;
 use keelson_store::{KeyRange, RangeRequest, StoreError};
 use serde_json::{Value, json};
 
-use super::{Call, json_response, value_response};
+use super::Call;
+use crate::answer;
 use crate::cache::{CachedObject, store_error};
 use crate::delete::Deleted;
 use crate::extension::Body;
@@ -80,7 +81,7 @@ impl Call {
             }
         }
         let items = page.items.iter().map(AsRef::as_ref);
-        Ok(json_response(StatusCode::OK, presenter.list(items, &metadata)))
+        Ok(answer::encoded(StatusCode::OK, presenter.form.media, presenter.list(items, &metadata)?))
     }
 
     async fn page(&self, row: &Arc<Resource>, filter: &Filter) -> Result<Page> {
@@ -218,13 +219,13 @@ impl Call {
             }
         }
         let gvk = row.gvk(&self.info.version);
-        Ok(value_response(
+        self.respond(
             StatusCode::OK,
             &json!({
                 "kind": format!("{}List", gvk.kind), "apiVersion": gvk.api_version(),
                 "metadata": {"resourceVersion": revision.to_string()}, "items": items,
             }),
-        ))
+        )
     }
 }
 

@@ -14,14 +14,16 @@ use bytes::{Bytes, BytesMut};
 use futures::future::BoxFuture;
 use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, header};
 use http_body_util::BodyExt as _;
+use keelson_api::codec::{self, MediaType};
 use keelson_api::resources::Resource;
 use serde_json::Value;
 
+use crate::answer;
 use crate::core::Core;
 use crate::extension::{
-    AuthorizerAttributes, Body, Decision, InProcessUser, RequestContext, RequestInfo, UserInfo, full_body,
+    AuthorizerAttributes, Body, Decision, InProcessUser, RequestContext, RequestInfo, UserInfo,
 };
-use crate::negotiate;
+use crate::negotiate::{self, Form, Offer};
 use crate::options::Query;
 use crate::present::{IncludeObject, Presenter};
 use crate::request_info::parse_query;
@@ -40,6 +42,8 @@ pub(crate) struct Call {
     pub(crate) user: UserInfo,
     pub(crate) query: Query,
     pub(crate) headers: HeaderMap,
+    /// How the answer is to look.
+    pub(crate) form: Form,
 }
 
 /// Answers one request. Never fails: errors are Status answers.
@@ -55,10 +59,12 @@ async fn answer(core: Arc<Core>, request: Request<Body>) -> Response<Body> {
     let known =
         info.is_resource_request && core.table.find(&info.group, &info.version, &info.resource).is_some();
     let observed = info.clone();
+    let headers = request.headers().clone();
     let response = match run(core.clone(), info, request).await {
         Ok(response) => response,
-        Err(error) => status_response(&error),
+        Err(error) => status_response(&error, negotiate::error_media(&headers)),
     };
+    let response = answer::compress(&headers, response).await;
     core.metrics.observe(&observed, known, response.status().as_u16(), started.elapsed());
     response
 }
@@ -77,7 +83,8 @@ async fn run(core: Arc<Core>, info: RequestInfo, request: Request<Body>) -> Resu
         Decision::Deny(why) | Decision::NoOpinion(why) => return Err(refusal(&user, &info, &why)),
     }
     let query = Query(parts.uri.query().map(parse_query).unwrap_or_default());
-    let call = Call { core: core.clone(), info, user, query, headers: parts.headers.clone() };
+    let call =
+        Call { core: core.clone(), info, user, query, headers: parts.headers.clone(), form: Form::JSON };
     let request = Request::from_parts(parts, body);
 
     let watch = call.info.verb == "watch";
@@ -126,7 +133,7 @@ fn refusal(user: &UserInfo, info: &RequestInfo, why: &str) -> StatusError {
 }
 
 impl Call {
-    async fn dispatch(self, request: Request<Body>) -> Result<Response<Body>> {
+    async fn dispatch(mut self, request: Request<Body>) -> Result<Response<Body>> {
         if openapi::is_openapi(&self.info.path) && request.method() == http::Method::GET {
             return openapi::answer(&self).await;
         }
@@ -146,6 +153,15 @@ impl Call {
         {
             return Ok(nonresource::no_such_page());
         }
+        if special::connector(&self).is_none() {
+            // Before anything is done: who can't take the answer gets 406 and no change.
+            let protobuf = codec::has_protobuf(&row.gvk(&self.info.version));
+            let offer = Offer { protobuf, shapes: true };
+            self.form = match self.info.verb.as_str() {
+                "watch" => negotiate::stream_form(&self.headers, offer)?,
+                _ => negotiate::form(&self.headers, offer)?,
+            };
+        }
         special::route(&self, &row, request).await
     }
 
@@ -153,7 +169,12 @@ impl Call {
     pub(crate) fn presenter<'a>(&'a self, row: &'a Resource) -> Result<Presenter<'a>> {
         let include = IncludeObject::parse(self.query.get("includeObject"))
             .ok_or_else(|| StatusError::bad_request("includeObject: Unsupported value: supported values: \"\", \"Metadata\", \"None\", \"Object\""))?;
-        Ok(Presenter { row, version: &self.info.version, shape: negotiate::shape(&self.headers)?, include })
+        Ok(Presenter { row, version: &self.info.version, form: self.form, include })
+    }
+
+    /// An answer of a tree, encoded as the client wants it.
+    pub(crate) fn respond(&self, code: StatusCode, value: &Value) -> Result<Response<Body>> {
+        Ok(answer::encoded(code, self.form.media, answer::encode(self.form.media, value)?))
     }
 
     /// Namespace for keys: empty for cluster-scoped resources (where the parser puts a namespace's own name).
@@ -191,21 +212,6 @@ pub(crate) async fn read_body(mut body: Body) -> Result<Bytes> {
     Ok(whole.freeze())
 }
 
-/// A JSON answer.
-pub(crate) fn json_response(code: StatusCode, body: impl Into<Bytes>) -> Response<Body> {
-    let mut response = Response::new(full_body(body));
-    *response.status_mut() = code;
-    let headers = response.headers_mut();
-    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
-    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache, private"));
-    response
-}
-
-/// A JSON answer of a tree.
-pub(crate) fn value_response(code: StatusCode, value: &Value) -> Response<Body> {
-    json_response(code, value.to_string())
-}
-
 /// Adds `Warning` headers (RFC 7234 section 5.5, agent `-`, code 299).
 pub(crate) fn add_warnings(response: &mut Response<Body>, warnings: &[String]) {
     for warning in warnings {
@@ -217,9 +223,14 @@ pub(crate) fn add_warnings(response: &mut Response<Body>, warnings: &[String]) {
 }
 
 /// An error as an answer.
-pub fn status_response(error: &StatusError) -> Response<Body> {
+pub fn status_response(error: &StatusError, media: MediaType) -> Response<Body> {
     let code = StatusCode::from_u16(error.code).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-    let mut response = value_response(code, &error.to_value());
+    let status = error.to_value();
+    let (media, body) = match answer::encode(media, &status) {
+        Ok(body) => (media, body),
+        Err(_no_such_form) => (MediaType::Json, status.to_string().into()),
+    };
+    let mut response = answer::encoded(code, media, body);
     if let Some(seconds) = error.retry_after_seconds() {
         response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds));
     }

@@ -1,11 +1,14 @@
 //! Discovery, version, health, metrics, OpenAPI.
 
 use http::{HeaderValue, Method, Response, StatusCode, header};
+use keelson_api::codec::MediaType;
 use serde_json::{Value, json};
 
-use super::{Call, json_response, value_response};
+use super::Call;
+use crate::answer;
 use crate::discovery;
 use crate::extension::{Body, full_body};
+use crate::negotiate::{self, Offer};
 use crate::status::Result;
 
 /// What the server says it is.
@@ -55,7 +58,14 @@ pub(super) fn answer(call: &Call, method: &Method) -> Result<Response<Body>> {
         }
         _ => None,
     };
-    Ok(found.map_or_else(no_such_page, |value| value_response(StatusCode::OK, &value)))
+    let Some(value) = found else { return Ok(no_such_page()) };
+    let media = match parts.as_slice() {
+        ["api" | "apis", ..] => {
+            negotiate::form(&call.headers, Offer { protobuf: true, shapes: false })?.media
+        }
+        _ => MediaType::Json,
+    };
+    Ok(answer::encoded(StatusCode::OK, media, answer::encode(media, &value)?))
 }
 
 fn host(call: &Call) -> &str {
@@ -68,7 +78,10 @@ fn paths(call: &Call) -> Vec<String> {
         paths.push(format!("/apis/{group}"));
         paths.extend(versions.iter().map(|v| format!("/apis/{group}/{v}")));
     }
-    paths.extend(["/healthz", "/livez", "/metrics", "/openapi/v3", "/readyz", "/version"].map(str::to_owned));
+    paths.extend(
+        ["/healthz", "/livez", "/metrics", "/openapi/v2", "/openapi/v3", "/readyz", "/version"]
+            .map(str::to_owned),
+    );
     paths
 }
 
@@ -95,7 +108,7 @@ fn aggregated(call: &Call, core: bool) -> Response<Body> {
         *response.status_mut() = StatusCode::NOT_MODIFIED;
         response
     } else {
-        json_response(StatusCode::OK, body)
+        answer::encoded(StatusCode::OK, MediaType::Json, body)
     };
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(discovery::AGGREGATED));
     response.headers_mut().insert(header::VARY, HeaderValue::from_static("Accept"));

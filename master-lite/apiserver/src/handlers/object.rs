@@ -7,7 +7,8 @@ use http::{Response, StatusCode};
 use keelson_api::resources::Resource;
 use serde_json::{Value, json};
 
-use super::{Call, add_warnings, json_response, value_response};
+use super::{Call, add_warnings};
+use crate::answer;
 use crate::delete::{Delete, Deleted};
 use crate::extension::Body;
 use crate::options::{DeleteOptions, WriteOptions};
@@ -46,7 +47,7 @@ impl Call {
         let object = cache
             .and_then(|cache| cache.get(self.namespace(row), &self.info.name))
             .ok_or_else(|| StatusError::not_found(&row.group_resource(), &self.info.name))?;
-        Ok(json_response(StatusCode::OK, presenter.object(&object, true)))
+        Ok(answer::encoded(StatusCode::OK, presenter.form.media, presenter.object(&object, true)?))
     }
 
     /// POST of a new object.
@@ -106,7 +107,7 @@ impl Call {
     fn written(&self, row: &Resource, written: Written) -> Result<Response<Body>> {
         let code = if written.created { StatusCode::CREATED } else { StatusCode::OK };
         let value = self.presenter(row)?.value(written.object, true);
-        let mut response = value_response(code, &value);
+        let mut response = self.respond(code, &value)?;
         add_warnings(&mut response, &written.warnings);
         Ok(response)
     }
@@ -144,6 +145,6 @@ impl Call {
                 json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "details": details})
             }
         };
-        Ok(value_response(StatusCode::OK, &value))
+        self.respond(StatusCode::OK, &value)
     }
 }

@@ -9,7 +9,7 @@ use keelson_api::resources::selector::LabelSelector;
 use keelson_api::resources::{Resource, ScalePaths};
 use serde_json::{Value, json};
 
-use super::{Call, add_warnings, read_body, value_response};
+use super::{Call, add_warnings, read_body};
 use crate::extension::{Body, Connector};
 use crate::options::{DeleteOptions, WriteOptions};
 use crate::status::{Result, StatusError};
@@ -61,7 +61,7 @@ pub(super) async fn route(
             wire::decode(call.content_type(), &body, &handler.kind(), options.validation)?;
         wire::apply_defaults(&handler.kind(), &mut object);
         let value = handler.create(&call.context(options.dry_run), object).await?;
-        let mut response = value_response(StatusCode::CREATED, &value);
+        let mut response = call.respond(StatusCode::CREATED, &value)?;
         add_warnings(&mut response, &warnings);
         return Ok(response);
     }
@@ -149,7 +149,7 @@ async fn scale(call: &Call, row: &Arc<Resource>, paths: &ScalePaths, body: Bytes
         let object = cache
             .and_then(|cache| cache.get(call.namespace(row), name))
             .ok_or_else(|| StatusError::not_found(&row.group_resource(), name))?;
-        return Ok(value_response(StatusCode::OK, &scale_of(&object.parse(), paths)));
+        return call.respond(StatusCode::OK, &scale_of(&object.parse(), paths));
     }
     // The object is written as itself: what the main path may change, a scale may.
     let write = Write { subresource: "", ..call.write(row)? };
@@ -198,7 +198,7 @@ async fn scale(call: &Call, row: &Arc<Resource>, paths: &ScalePaths, body: Bytes
         Ok((object, Vec::new()))
     };
     let written = write.update(name, &make).await?;
-    Ok(value_response(StatusCode::OK, &scale_of(&written.object, paths)))
+    call.respond(StatusCode::OK, &scale_of(&written.object, paths))
 }
 
 fn success(code: u16) -> Value {
@@ -258,7 +258,7 @@ async fn bind(call: &Call, body: Bytes) -> Result<Response<Body>> {
         Ok((pod, Vec::new()))
     };
     write.update(name, &make).await?;
-    Ok(value_response(StatusCode::CREATED, &success(201)))
+    call.respond(StatusCode::CREATED, &success(201))
 }
 
 /// POST to `pods/eviction`: a delete that a PodDisruptionBudget may forbid.
@@ -301,7 +301,7 @@ async fn evict(call: &Call, row: &Arc<Resource>, body: Bytes) -> Result<Response
     let wanted = eviction.get("deleteOptions").filter(|o| !o.is_null());
     deletion.options = DeleteOptions::parse(&call.query, wanted)?;
     deletion.run(name).await?;
-    Ok(value_response(StatusCode::CREATED, &success(201)))
+    call.respond(StatusCode::CREATED, &success(201))
 }
 
 #[cfg(test)]

@@ -8,15 +8,17 @@ use futures::StreamExt as _;
 use http::{HeaderValue, Response, header};
 use http_body_util::{BodyExt as _, StreamBody};
 use hyper::body::Frame;
+use keelson_api::codec::{self, MediaType};
 use keelson_api::resources::Resource;
 use serde_json::json;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use super::Call;
+use crate::answer;
 use crate::cache::{CachedObject, EventType, WatchMessage};
 use crate::extension::{Body, BoxError};
-use crate::negotiate::Shape;
+use crate::negotiate::{Form, Shape};
 use crate::present::{IncludeObject, Presenter};
 use crate::status::{Result, StatusError};
 
@@ -31,7 +33,7 @@ const BOOKMARKS: Duration = Duration::from_secs(60);
 struct Session {
     call: Call,
     row: Arc<Resource>,
-    shape: Shape,
+    form: Form,
     include: IncludeObject,
     /// Objects to send as ADDED first.
     initial: Vec<Arc<CachedObject>>,
@@ -47,10 +49,7 @@ struct Session {
 impl Call {
     /// GET with `watch`.
     pub(crate) async fn watch(self, row: &Arc<Resource>) -> Result<Response<Body>> {
-        let (shape, include) = {
-            let presenter = self.presenter(row)?;
-            (presenter.shape, presenter.include)
-        };
+        let Presenter { form, include, .. } = self.presenter(row)?;
         let mut filter = self.filter(row)?;
         if !self.info.name.is_empty() && filter.name().is_none() {
             filter = filter.with_name(&self.info.name);
@@ -84,20 +83,23 @@ impl Call {
                 initial,
                 live,
                 initial_end: (initial_events && bookmarks).then_some(revision),
-                ..Session::new(self, row, shape, include)
+                ..Session::new(self, row, form, include)
             }
         } else {
             match cache.watch(filter, version.unwrap_or(0)) {
                 Ok(watch) => Session {
                     backlog: watch.backlog,
                     live: watch.live,
-                    ..Session::new(self, row, shape, include)
+                    ..Session::new(self, row, form, include)
                 },
                 Err(oldest) => {
                     let version = version.unwrap_or(0);
                     let error =
                         StatusError::expired(format!("too old resource version: {version} ({oldest})"));
-                    return Ok(stream(futures::stream::once(async move { error_frame(&error) })));
+                    return Ok(stream(
+                        form.media,
+                        futures::stream::once(async move { error_frame(form.media, &error) }),
+                    ));
                 }
             }
         };
@@ -105,21 +107,32 @@ impl Call {
         session.deadline = Instant::now() + Duration::from_secs(seconds);
         let (frames, receiver) = mpsc::channel(FRAMES);
         tokio::spawn(session.run(frames));
-        Ok(stream(futures::stream::unfold(receiver, |mut receiver| async move {
-            receiver.recv().await.map(|frame| (frame, receiver))
-        })))
+        Ok(stream(
+            form.media,
+            futures::stream::unfold(receiver, |mut receiver| async move {
+                receiver.recv().await.map(|frame| (frame, receiver))
+            }),
+        ))
     }
 }
 
-fn stream(frames: impl futures::Stream<Item = Bytes> + Send + 'static) -> Response<Body> {
+fn stream(media: MediaType, frames: impl futures::Stream<Item = Bytes> + Send + 'static) -> Response<Body> {
     let body = StreamBody::new(frames.map(|frame| Ok::<_, BoxError>(Frame::data(frame))));
     let mut response = Response::new(body.boxed_unsync());
-    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    let content_type = match media {
+        MediaType::Protobuf => "application/vnd.kubernetes.protobuf;stream=watch",
+        MediaType::Json | MediaType::Yaml => "application/json",
+    };
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
     response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache, private"));
     response
 }
 
-fn frame(kind: &str, object: &[u8]) -> Bytes {
+/// An event around an encoded object. (YAML is never negotiated for a stream.)
+fn frame(media: MediaType, kind: &str, object: &[u8]) -> Bytes {
+    if media == MediaType::Protobuf {
+        return codec::protobuf_watch_frame(kind, object).into();
+    }
     let mut out = Vec::with_capacity(object.len() + 40);
     out.extend_from_slice(b"{\"type\":\"");
     out.extend_from_slice(kind.as_bytes());
@@ -129,16 +142,25 @@ fn frame(kind: &str, object: &[u8]) -> Bytes {
     out.into()
 }
 
-fn error_frame(error: &StatusError) -> Bytes {
-    frame("ERROR", error.to_value().to_string().as_bytes())
+fn error_frame(media: MediaType, error: &StatusError) -> Bytes {
+    // A Status has every form.
+    frame(media, "ERROR", &answer::encode(media, &error.to_value()).unwrap_or_default())
+}
+
+/// An event around an object, or around the reason for which that can't be shown.
+fn event(media: MediaType, kind: &str, object: Result<Bytes>) -> Bytes {
+    match object {
+        Ok(object) => frame(media, kind, &object),
+        Err(error) => error_frame(media, &error),
+    }
 }
 
 impl Session {
-    fn new(call: Call, row: &Arc<Resource>, shape: Shape, include: IncludeObject) -> Self {
+    fn new(call: Call, row: &Arc<Resource>, form: Form, include: IncludeObject) -> Self {
         Self {
             call,
             row: row.clone(),
-            shape,
+            form,
             include,
             initial: Vec::new(),
             backlog: Vec::new(),
@@ -150,12 +172,7 @@ impl Session {
     }
 
     fn presenter(&self) -> Presenter<'_> {
-        Presenter {
-            row: &self.row,
-            version: &self.call.info.version,
-            shape: self.shape,
-            include: self.include,
-        }
+        Presenter { row: &self.row, version: &self.call.info.version, form: self.form, include: self.include }
     }
 
     /// The frame of an event, shared with every watcher that sees it alike.
@@ -163,7 +180,7 @@ impl Session {
         let presenter = self.presenter();
         let kind = message.kind;
         message.event.frame(kind, presenter.shape_key(first), |object| {
-            frame(kind.as_str(), &presenter.object(object, first))
+            event(self.form.media, kind.as_str(), presenter.object(object, first))
         })
     }
 
@@ -173,7 +190,7 @@ impl Session {
         if initial_end {
             metadata["annotations"] = json!({"k8s.io/initial-events-end": "true"});
         }
-        let object = match self.shape {
+        let object = match self.form.shape {
             Shape::Object => json!({"kind": gvk.kind, "apiVersion": gvk.api_version(), "metadata": metadata}),
             Shape::PartialMetadata => json!({
                 "kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1", "metadata": metadata,
@@ -186,7 +203,7 @@ impl Session {
                 }}],
             }),
         };
-        frame("BOOKMARK", object.to_string().as_bytes())
+        event(self.form.media, "BOOKMARK", answer::encode(self.form.media, &object))
     }
 
     /// Sends everything until the time is over, the client is gone, or the watcher was dropped.
@@ -201,7 +218,7 @@ impl Session {
         let mut first = true;
         for object in std::mem::take(&mut self.initial) {
             let bytes = self.presenter().object(&object, first);
-            frames.send(frame(EventType::Added.as_str(), &bytes)).await.ok()?;
+            frames.send(event(self.form.media, EventType::Added.as_str(), bytes)).await.ok()?;
             first = false;
         }
         if let Some(revision) = self.initial_end.take() {

@@ -2,11 +2,11 @@
 
 mod decode;
 mod encode;
-mod wire;
+pub(crate) mod wire;
 
 use crate::{
     meta::GroupVersionKind,
-    schema::{NodeId, Schema},
+    schema::{Node, NodeId, Schema},
 };
 use serde_json::Value;
 
@@ -92,11 +92,49 @@ pub fn decode(
 
 /// Encodes an object with its envelope.
 pub fn encode(schema: &Schema, gvk: &GroupVersionKind, object: &Value) -> Result<Vec<u8>, ProtobufError> {
-    let node = schema.kind(gvk).ok_or_else(|| ProtobufError::NoMessage(gvk.to_string()))?;
+    let node = message_of(schema, gvk).ok_or_else(|| ProtobufError::NoMessage(gvk.to_string()))?;
     let raw = encode::message(schema, node, object)?;
     // What has no apiVersion and kind in JSON (a watch event) has an empty type in its envelope.
     let typed = schema.as_struct(node).is_some_and(|of| schema.field(of, "kind").is_some());
     Ok(if typed { wire::envelope(&gvk.api_version(), &gvk.kind, &raw) } else { wire::envelope("", "", &raw) })
+}
+
+/// The message of a kind. None if there is no such kind, or it has no protobuf form, as Tables.
+pub fn message_of(schema: &Schema, gvk: &GroupVersionKind) -> Option<NodeId> {
+    let node = schema.kind(gvk)?;
+    schema.as_struct(node)?.fields.iter().any(|field| field.number != 0).then_some(node)
+}
+
+/// Encodes a list with its envelope; no more than one item is held as a tree.
+pub fn encode_list(
+    schema: &Schema,
+    gvk: &GroupVersionKind,
+    metadata: &Value,
+    items: impl Iterator<Item = Value>,
+) -> Result<Vec<u8>, ProtobufError> {
+    let unknown = || ProtobufError::NoMessage(gvk.to_string());
+    let of = message_of(schema, gvk).and_then(|node| schema.as_struct(node)).ok_or_else(unknown)?;
+    let field = |name: &str| of.fields.iter().find(|field| field.name.as_ref() == name).ok_or_else(unknown);
+    let (meta, list) = (field("metadata")?, field("items")?);
+    let Node::List { item, .. } = schema.node(list.node) else { return Err(unknown()) };
+    let mut raw = Vec::new();
+    wire::put_bytes(&mut raw, meta.number, &encode::message(schema, meta.node, metadata)?);
+    for value in items {
+        wire::put_bytes(&mut raw, list.number, &encode::message(schema, *item, &value)?);
+    }
+    Ok(wire::envelope(&gvk.api_version(), &gvk.kind, &raw))
+}
+
+/// A `WatchEvent` with its length before it. Upstream's stream serializer writes events without envelope.
+pub fn watch_frame(kind: &str, object: &[u8]) -> Vec<u8> {
+    let mut raw_extension = Vec::with_capacity(object.len() + 8);
+    wire::put_bytes(&mut raw_extension, 1, object);
+    let mut event = Vec::with_capacity(raw_extension.len() + 32);
+    wire::put_bytes(&mut event, 1, kind.as_bytes());
+    wire::put_bytes(&mut event, 2, &raw_extension);
+    // Objects are a few megabytes at most.
+    let length = u32::try_from(event.len()).unwrap_or(u32::MAX);
+    [&length.to_be_bytes()[..], &event].concat()
 }
 
 #[cfg(test)]
