@@ -152,7 +152,7 @@ fn plan(old: &Value, row: &Resource, options: &DeleteOptions, now: chrono::DateT
     let is_namespace = row.storage.group.is_empty() && row.plural == "namespaces";
     let mut new = old.clone();
     let meta = &old["metadata"];
-    let finalizers = wanted_finalizers(old, options.propagation);
+    let finalizers = wanted_finalizers(old, options.propagation, row.strategy.orphans_dependents());
     let finalizers_changed =
         json!(finalizers) != meta.get("finalizers").cloned().unwrap_or_else(|| json!([]));
     if finalizers_changed {
@@ -213,15 +213,18 @@ fn mark(object: &mut Value, time: &str, seconds: i64) {
     }
 }
 
-/// The finalizers an object has once the propagation policy is written into them.
-fn wanted_finalizers(old: &Value, propagation: Option<Propagation>) -> Vec<String> {
+/// The finalizers an object has once the propagation policy is written into them. Where the request has none, those
+/// that are there speak, and then the kind.
+fn wanted_finalizers(old: &Value, propagation: Option<Propagation>, orphans: bool) -> Vec<String> {
     let mut list: Vec<String> = old["metadata"]["finalizers"]
         .as_array()
         .into_iter()
         .flatten()
         .filter_map(|f| f.as_str().map(str::to_owned))
         .collect();
-    if let Some(propagation) = propagation {
+    let decided = list.iter().any(|f| f == ORPHAN || f == FOREGROUND);
+    let of_kind = (orphans && !decided).then_some(Propagation::Orphan);
+    if let Some(propagation) = propagation.or(of_kind) {
         let wanted = match propagation {
             Propagation::Orphan => Some(ORPHAN),
             Propagation::Foreground => Some(FOREGROUND),
@@ -244,7 +247,8 @@ mod tests {
 
     fn check(plural: &str, object: Value, options: DeleteOptions, expected: fn(&Plan) -> bool) {
         let table = ResourceTable::builtin();
-        let row = table.find("", "v1", plural).unwrap();
+        let group = if plural == "jobs" { "batch" } else { "" };
+        let row = table.find(group, "v1", plural).unwrap();
         let now = chrono::DateTime::parse_from_rfc3339("2026-01-01T00:00:00Z").unwrap().to_utc();
         let plan = plan(&object, row, &options, now);
         assert!(expected(&plan), "{object} {options:?} gave {plan:?}");
@@ -269,6 +273,22 @@ mod tests {
             "configmaps",
             json!({"metadata": {}}),
             DeleteOptions { propagation: Some(Propagation::Foreground), ..none() },
+            |p| matches!(p, Plan::Update(o) if o["metadata"]["finalizers"] == json!([FOREGROUND])),
+        );
+        // Kinds older than the garbage collector leave their pods behind, unless told otherwise.
+        check(
+            "jobs",
+            json!({"metadata": {}}),
+            none(),
+            |p| matches!(p, Plan::Update(o) if o["metadata"]["finalizers"] == json!([ORPHAN])),
+        );
+        let background = DeleteOptions { propagation: Some(Propagation::Background), ..none() };
+        check("replicationcontrollers", json!({"metadata": {}}), background, |p| *p == Plan::Remove);
+        let foreground = json!({"metadata": {"finalizers": [FOREGROUND]}});
+        check(
+            "jobs",
+            foreground,
+            none(),
             |p| matches!(p, Plan::Update(o) if o["metadata"]["finalizers"] == json!([FOREGROUND])),
         );
         check("pods", pod(json!({"generation": 1})), none(), |p| {

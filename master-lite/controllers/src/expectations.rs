@@ -7,7 +7,7 @@
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
-use keelson_client::{Delta, Key};
+use keelson_client::{Delta, Key, meta};
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
@@ -68,6 +68,36 @@ impl Expectations {
     }
 }
 
+/// Versions that our own writes gave to objects. Until the cache shows them, a pass would work with what was
+/// before, and count or make things twice.
+#[derive(Default)]
+pub struct OwnWrites(Mutex<HashMap<Key, (String, u64)>>);
+
+impl OwnWrites {
+    /// Remembers an object as the API returned it.
+    pub fn note<K: kube::Resource>(&self, key: &Key, written: &K) {
+        let version = (meta::uid(written.meta()).to_owned(), meta::revision(written.meta()));
+        self.0.lock().insert(key.clone(), version);
+    }
+
+    /// Whether `cached` is as new as what was written.
+    pub fn is_seen<K: kube::Resource>(&self, key: &Key, cached: &K) -> bool {
+        let mut written = self.0.lock();
+        let is_behind = written.get(key).is_some_and(|(uid, revision)| {
+            uid == meta::uid(cached.meta()) && meta::revision(cached.meta()) < *revision
+        });
+        if !is_behind {
+            written.remove(key);
+        }
+        !is_behind
+    }
+
+    /// Forgets the object.
+    pub fn forget(&self, key: &Key) {
+        self.0.lock().remove(key);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -87,5 +117,24 @@ mod tests {
         assert!(!expectations.satisfied(&owner));
         tokio::time::advance(TIMEOUT + Duration::from_secs(1)).await;
         assert!(expectations.satisfied(&owner));
+    }
+
+    #[test]
+    fn own_writes_are_waited_for() {
+        let (writes, key) = (OwnWrites::default(), Key::new("ns", "a"));
+        let object = |uid: &str, version: &str| k8s_openapi::api::core::v1::ConfigMap {
+            metadata: k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta {
+                uid: Some(uid.into()),
+                resource_version: Some(version.into()),
+                ..Default::default()
+            },
+            ..Default::default()
+        };
+        assert!(writes.is_seen(&key, &object("1", "9")));
+        writes.note(&key, &object("1", "10"));
+        assert!(!writes.is_seen(&key, &object("1", "9")));
+        assert!(writes.is_seen(&key, &object("1", "11")));
+        writes.note(&key, &object("1", "20"));
+        assert!(writes.is_seen(&key, &object("2", "19")), "another object has the name");
     }
 }

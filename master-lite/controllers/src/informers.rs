@@ -3,13 +3,16 @@
 use std::fmt::Debug;
 use std::sync::Arc;
 
-use k8s_openapi::api::apps::v1::{ControllerRevision, DaemonSet, Deployment, ReplicaSet};
+use k8s_openapi::api::apps::v1::{ControllerRevision, DaemonSet, Deployment, ReplicaSet, StatefulSet};
+use k8s_openapi::api::batch::v1::{CronJob, Job};
 use k8s_openapi::api::certificates::v1::CertificateSigningRequest;
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{
-    ConfigMap, Endpoints, Namespace, Node, Pod, ReplicationController, Secret, Service, ServiceAccount,
+    ConfigMap, Endpoints, Namespace, Node, PersistentVolumeClaim, Pod, ReplicationController, Secret,
+    Service, ServiceAccount,
 };
 use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use keelson_client::Informer;
 use kube::runtime::watcher;
 use kube::{Api, Client, Resource};
@@ -40,6 +43,16 @@ pub struct Informers {
     pub daemon_sets: Arc<Informer<DaemonSet>>,
     /// All controller revisions.
     pub revisions: Arc<Informer<ControllerRevision>>,
+    /// All stateful sets.
+    pub stateful_sets: Arc<Informer<StatefulSet>>,
+    /// All claims of volumes.
+    pub claims: Arc<Informer<PersistentVolumeClaim>>,
+    /// All disruption budgets.
+    pub budgets: Arc<Informer<PodDisruptionBudget>>,
+    /// All cron jobs.
+    pub cron_jobs: Arc<Informer<CronJob>>,
+    /// All jobs.
+    pub jobs: Arc<Informer<Job>>,
     /// All replication controllers.
     pub replication_controllers: Arc<Informer<ReplicationController>>,
     /// All service accounts.
@@ -68,6 +81,11 @@ impl Informers {
         watch.all(&self.replica_sets);
         watch.all(&self.daemon_sets);
         watch.all(&self.revisions);
+        watch.all(&self.stateful_sets);
+        watch.all(&self.claims);
+        watch.all(&self.budgets);
+        watch.all(&self.cron_jobs);
+        watch.all(&self.jobs);
         watch.all(&self.replication_controllers);
         watch.all(&self.service_accounts);
         watch.all(&self.csrs);

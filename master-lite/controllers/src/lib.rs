@@ -8,9 +8,11 @@ pub mod backoff;
 pub mod certificates;
 pub mod config;
 pub mod context;
+pub mod cronjob;
 pub mod daemon;
 pub mod deployment;
 pub mod discovery;
+pub mod disruption;
 pub mod endpoints;
 pub mod endpointslice;
 pub mod error;
@@ -19,17 +21,22 @@ pub mod garbagecollector;
 pub mod hash;
 pub mod history;
 pub mod informers;
+pub mod job;
 pub mod namespace;
 pub mod node;
 pub mod owners;
 pub mod percent;
 pub mod pod_control;
 pub mod podgc;
+pub mod ranking;
 pub mod replicaset;
 pub mod report;
 pub mod root_ca;
 pub mod serviceaccount;
+pub mod statefulset;
+pub mod template;
 pub mod token_cleaner;
+pub mod ttl_after_finished;
 
 pub use config::{ClientFactory, ControllersConfig, SigningConfig};
 pub use error::Error;
@@ -48,6 +55,11 @@ const CONTROLLERS: &[Row] = &[
     ("daemonset-controller", daemon::start),
     ("replicaset-controller", replicaset::start_replica_sets),
     ("replicationcontroller-controller", replicaset::start_replication_controllers),
+    ("disruption-controller", disruption::start),
+    ("statefulset-controller", statefulset::start),
+    ("job-controller", job::start),
+    ("cronjob-controller", cronjob::start),
+    ("ttl-after-finished-controller", ttl_after_finished::start),
     ("endpointslice-controller", endpointslice::start),
     ("endpoints-controller", endpoints::start),
     ("endpointslice-mirroring-controller", endpointslice::mirroring::start),

@@ -4,7 +4,8 @@
 use std::fmt::Debug;
 use std::sync::Arc;
 
-use k8s_openapi::api::apps::v1::{DaemonSet, Deployment};
+use k8s_openapi::api::apps::v1::{DaemonSet, Deployment, StatefulSet};
+use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use keelson_client::{Delta, Informer, Key, Selector, meta};
 use kube::Resource;
@@ -40,6 +41,18 @@ impl Owner for Deployment {
 impl Owner for DaemonSet {
     fn selector(&self) -> Result<Selector> {
         Ok(Selector::compile(self.spec.as_ref().map(|s| &s.selector))?)
+    }
+}
+
+impl Owner for StatefulSet {
+    fn selector(&self) -> Result<Selector> {
+        Ok(Selector::compile(self.spec.as_ref().map(|s| &s.selector))?)
+    }
+}
+
+impl Owner for Job {
+    fn selector(&self) -> Result<Selector> {
+        Ok(Selector::compile(self.spec.as_ref().and_then(|s| s.selector.as_ref()))?)
     }
 }
 

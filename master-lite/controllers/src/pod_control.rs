@@ -46,7 +46,20 @@ impl PodControl {
         owner: &K,
         template: &PodTemplateSpec,
     ) -> Result<Pod> {
-        let pod = pod_from_template(owner, template);
+        self.create_named(owner, template, &format!("{}-", meta::name(owner.meta()))).await
+    }
+
+    /// The same, with a name that begins with `base`.
+    ///
+    /// # Errors
+    /// As [`create`](Self::create).
+    pub async fn create_named<K: Resource<DynamicType = ()>>(
+        &self,
+        owner: &K,
+        template: &PodTemplateSpec,
+        base: &str,
+    ) -> Result<Pod> {
+        let pod = pod_from_template(owner, template, base);
         match self.api(meta::namespace(owner.meta())).create(&PostParams::default(), &pod).await {
             Ok(pod) => {
                 let message = format!("Created pod: {}", meta::name(&pod.metadata));
@@ -88,12 +101,16 @@ impl PodControl {
     }
 }
 
-/// The pod that `template` describes.
-pub fn pod_from_template<K: Resource<DynamicType = ()>>(owner: &K, template: &PodTemplateSpec) -> Pod {
+/// The pod that `template` describes, with a name that begins with `base`.
+pub fn pod_from_template<K: Resource<DynamicType = ()>>(
+    owner: &K,
+    template: &PodTemplateSpec,
+    base: &str,
+) -> Pod {
     let of_template = template.metadata.clone().unwrap_or_default();
     Pod {
         metadata: ObjectMeta {
-            generate_name: Some(format!("{}-", meta::name(owner.meta()))),
+            generate_name: Some(base.to_owned()),
             namespace: owner.meta().namespace.clone(),
             labels: of_template.labels,
             annotations: of_template.annotations,
@@ -162,8 +179,7 @@ pub fn claim(owner: &ObjectMeta, selector: &Selector, object: &ObjectMeta) -> Cl
     }
 }
 
-/// Adopts and releases as [`claim`] says, and returns what is the owner's. Before the first adoption the owner is
-/// read anew: if it is being deleted, or another has its name by now, nothing may be adopted.
+/// Adopts and releases as [`claim`] says, and returns what is the owner's.
 ///
 /// # Errors
 /// What the API says; objects that are gone meanwhile are no error.
@@ -178,60 +194,100 @@ where
     O: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug,
     K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug,
 {
-    let mut claimed = Vec::with_capacity(found.len());
-    let mut may_adopt = false;
-    for object in found {
-        let name = meta::name(object.meta());
-        let patch = match claim(owner.meta(), selector, object.meta()) {
-            Claim::Ignore => continue,
-            Claim::Keep => {
-                claimed.push(object);
-                continue;
-            }
-            Claim::Adopt => {
-                if !may_adopt {
-                    recheck(owners, owner).await?;
-                    may_adopt = true;
-                }
-                adoption(meta::controller_ref(owner), object.meta())
-            }
-            Claim::Release => release(meta::uid(owner.meta()), object.meta()),
-        };
-        match objects.patch(name, &PatchParams::default(), &Patch::Strategic(patch)).await {
-            Ok(patched) => {
-                if meta::is_controlled_by(patched.meta(), meta::uid(owner.meta())) {
-                    claimed.push(Arc::new(patched));
-                }
-            }
-            Err(error) if meta::is_not_found(&error) => {}
-            Err(error) => return Err(error.into()),
-        }
-    }
-    Ok(claimed)
+    Adoption { owners, owner, finalizer: None }.claim(selector, objects, found).await
 }
 
-async fn recheck<O>(owners: &Api<O>, owner: &O) -> Result
+/// How an owner takes objects and lets them go.
+pub struct Adoption<'a, O: Resource<DynamicType = ()>> {
+    /// Where the owner is read anew before the first adoption: if it is being deleted, or another has its name by
+    /// now, nothing may be adopted.
+    pub owners: &'a Api<O>,
+    /// The owner.
+    pub owner: &'a O,
+    /// What holds the owner's objects, if anything does.
+    pub finalizer: Option<&'static str>,
+}
+
+impl<O> Adoption<'_, O>
 where
     O: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug,
 {
-    let name = meta::name(owner.meta());
-    let fresh = owners.get(name).await?;
-    if fresh.meta().uid != owner.meta().uid {
-        return Err(Error::Pending(format!("{name} is gone: another object has its name")));
+    /// Adopts and releases as [`claim`] says, and returns what is the owner's.
+    ///
+    /// # Errors
+    /// What the API says; objects that are gone meanwhile are no error.
+    pub async fn claim<K>(
+        &self,
+        selector: &Selector,
+        objects: &Api<K>,
+        found: Vec<Arc<K>>,
+    ) -> Result<Vec<Arc<K>>>
+    where
+        K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug,
+    {
+        let owner = self.owner.meta();
+        let mut claimed = Vec::with_capacity(found.len());
+        let mut may_adopt = false;
+        for object in found {
+            let patch = match claim(owner, selector, object.meta()) {
+                Claim::Ignore => continue,
+                Claim::Keep => {
+                    claimed.push(object);
+                    continue;
+                }
+                Claim::Adopt => {
+                    if !may_adopt {
+                        self.recheck().await?;
+                        may_adopt = true;
+                    }
+                    adoption(meta::controller_ref(self.owner), object.meta(), self.finalizer)
+                }
+                Claim::Release => release(meta::uid(owner), object.meta(), self.finalizer),
+            };
+            let name = meta::name(object.meta());
+            match objects.patch(name, &PatchParams::default(), &Patch::Strategic(patch)).await {
+                Ok(patched) => {
+                    if meta::is_controlled_by(patched.meta(), meta::uid(owner)) {
+                        claimed.push(Arc::new(patched));
+                    }
+                }
+                Err(error) if meta::is_not_found(&error) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(claimed)
     }
-    if fresh.meta().deletion_timestamp.is_some() {
-        return Err(Error::Pending(format!("{name} is being deleted and adopts nothing")));
+
+    async fn recheck(&self) -> Result {
+        let owner = self.owner.meta();
+        let name = meta::name(owner);
+        let fresh = self.owners.get(name).await?;
+        if fresh.meta().uid != owner.uid {
+            return Err(Error::Pending(format!("{name} is gone: another object has its name")));
+        }
+        if fresh.meta().deletion_timestamp.is_some() {
+            return Err(Error::Pending(format!("{name} is being deleted and adopts nothing")));
+        }
+        Ok(())
     }
-    Ok(())
 }
 
 /// The uid guards against another object of the same name.
-fn adoption(owner: OwnerReference, object: &ObjectMeta) -> serde_json::Value {
-    json!({"metadata": {"uid": object.uid, "ownerReferences": [owner]}})
+fn adoption(owner: OwnerReference, object: &ObjectMeta, finalizer: Option<&str>) -> serde_json::Value {
+    let mut patch = json!({"metadata": {"uid": object.uid, "ownerReferences": [owner]}});
+    if let Some(finalizer) = finalizer {
+        patch["metadata"]["finalizers"] = json!([finalizer]);
+    }
+    patch
 }
 
-fn release(owner: &str, object: &ObjectMeta) -> serde_json::Value {
-    json!({"metadata": {"uid": object.uid, "ownerReferences": [{"$patch": "delete", "uid": owner}]}})
+fn release(owner: &str, object: &ObjectMeta, finalizer: Option<&str>) -> serde_json::Value {
+    let gone = json!({"$patch": "delete", "uid": owner});
+    let mut patch = json!({"metadata": {"uid": object.uid, "ownerReferences": [gone]}});
+    if let Some(finalizer) = finalizer {
+        patch["metadata"]["$deleteFromPrimitiveList/finalizers"] = json!([finalizer]);
+    }
+    patch
 }
 
 #[cfg(test)]

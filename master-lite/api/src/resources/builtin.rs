@@ -309,7 +309,7 @@ fn workloads() -> Vec<Row> {
         view = view.field(name, path, "");
     }
     vec![
-        row("apps", "v1", "ControllerRevision", "controllerrevisions"),
+        row("apps", "v1", "ControllerRevision", "controllerrevisions").strategy(s::ControllerRevision),
         workload("DaemonSet", "daemonsets").short(&["ds"]).strategy(s::DaemonSet),
         workload("Deployment", "deployments").short(&["deploy"]).scale().strategy(s::Deployment),
         workload("ReplicaSet", "replicasets")
@@ -421,7 +421,8 @@ fn rest() -> Vec<Row> {
         row("policy", "v1", "PodDisruptionBudget", "poddisruptionbudgets")
             .short(&["pdb"])
             .generation()
-            .status(),
+            .status()
+            .strategy(s::PodDisruptionBudget),
         row("networking.k8s.io", "v1", "IngressClass", "ingressclasses").cluster().generation(),
         row("networking.k8s.io", "v1", "Ingress", "ingresses")
             .short(&["ing"])

@@ -85,6 +85,17 @@ pub trait Strategy: Send + Sync + 'static {
         Deletion::Immediate
     }
 
+    /// Whether what the object owns stays when it is deleted by one who does not say (upstream's way of the oldest
+    /// kinds).
+    fn orphans_dependents(&self) -> bool {
+        false
+    }
+
+    /// What a client is told that deletes an object and does not say what becomes of what it owns.
+    fn deletion_warning(&self) -> Option<&'static str> {
+        None
+    }
+
     /// What a name must look like.
     fn validate_name(&self, name: &str) -> Result<(), String> {
         super::metadata::dns_subdomain(name)

@@ -7,6 +7,7 @@
 use super::{Field, Node, NodeId, Scalar, Schema, Special, Struct};
 use crate::time;
 use base64::{Engine, engine::general_purpose::STANDARD};
+use keelson_cron::duration;
 use serde_json::{Map, Number, Value};
 
 /// What normalizing found besides the tree.
@@ -276,8 +277,8 @@ impl Schema {
                 *value = time::canonical_micros(text).map_err(TypeError::refused)?;
             }
             (Special::Duration, Value::String(text)) => {
-                let nanos = time::parse_duration(text).map_err(TypeError::refused)?;
-                *value = Value::String(time::format_duration(nanos));
+                let nanos = duration::parse(text).map_err(TypeError::refused)?;
+                *value = Value::String(duration::format(nanos));
             }
             (Special::Quantity, Value::String(_) | Value::Number(_)) => {
                 let text = match &*value {

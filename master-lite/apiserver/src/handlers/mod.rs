@@ -1,6 +1,7 @@
 //! From a request to an answer: authenticate, authorize, limit, dispatch.
 
 mod collection;
+mod eviction;
 mod nonresource;
 mod object;
 mod openapi;

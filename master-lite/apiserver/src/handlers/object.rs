@@ -132,6 +132,8 @@ impl Call {
     /// DELETE of one object.
     pub(crate) async fn delete(&self, row: &Arc<Resource>, body: Bytes) -> Result<Response<Body>> {
         let deletion = self.deletion(row, &body)?;
+        let warning =
+            deletion.options.propagation.is_none().then(|| row.strategy.deletion_warning()).flatten();
         let value = match deletion.run(&self.info.name).await? {
             Deleted::Pending(object) => self.presenter(row)?.value(object, true),
             // Pods come back as they were, as upstream's store is set up for them.
@@ -145,6 +147,8 @@ impl Call {
                 json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "details": details})
             }
         };
-        self.respond(StatusCode::OK, &value)
+        let mut response = self.respond(StatusCode::OK, &value)?;
+        add_warnings(&mut response, warning.map(str::to_owned).as_slice());
+        Ok(response)
     }
 }

@@ -5,13 +5,12 @@ use std::sync::Arc;
 use bytes::Bytes;
 use http::{Request, Response, StatusCode};
 use keelson_api::meta::{GroupResource, GroupVersionKind};
-use keelson_api::resources::selector::LabelSelector;
 use keelson_api::resources::{Resource, ScalePaths};
 use serde_json::{Value, json};
 
 use super::{Call, add_warnings, read_body};
 use crate::extension::{Body, Connector};
-use crate::options::{DeleteOptions, WriteOptions};
+use crate::options::WriteOptions;
 use crate::status::{Result, StatusError};
 use crate::wire::{self, PatchType};
 use crate::write::{Write, now};
@@ -82,7 +81,7 @@ pub(super) async fn route(
             scale(call, row, paths.ok_or_else(StatusError::no_such_path)?, body).await
         }
         ("binding", "create") => bind(call, body).await,
-        ("eviction", "create") => evict(call, row, body).await,
+        ("eviction", "create") => super::eviction::evict(call, row, body).await,
         ("" | "status" | "approval" | "ephemeralcontainers" | "resize" | "finalize", "update") => {
             call.update(row, body).await
         }
@@ -117,7 +116,7 @@ fn scale_of(object: &Value, paths: &ScalePaths) -> Value {
 }
 
 /// A label selector as query parameters carry it.
-fn selector_text(selector: &Value) -> String {
+pub(super) fn selector_text(selector: &Value) -> String {
     let is_selector = selector.get("matchLabels").is_some() || selector.get("matchExpressions").is_some();
     let labels = if is_selector { &selector["matchLabels"] } else { selector };
     let mut terms: Vec<String> = labels
@@ -201,7 +200,7 @@ async fn scale(call: &Call, row: &Arc<Resource>, paths: &ScalePaths, body: Bytes
     call.respond(StatusCode::OK, &scale_of(&written.object, paths))
 }
 
-fn success(code: u16) -> Value {
+pub(super) fn success(code: u16) -> Value {
     json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": code})
 }
 
@@ -258,49 +257,6 @@ async fn bind(call: &Call, body: Bytes) -> Result<Response<Body>> {
         Ok((pod, Vec::new()))
     };
     write.update(name, &make).await?;
-    call.respond(StatusCode::CREATED, &success(201))
-}
-
-/// POST to `pods/eviction`: a delete that a PodDisruptionBudget may forbid.
-async fn evict(call: &Call, row: &Arc<Resource>, body: Bytes) -> Result<Response<Body>> {
-    let kind = GroupVersionKind::new("policy", "v1", "Eviction");
-    let options = WriteOptions::parse(&call.query)?;
-    let (eviction, _) = wire::decode(call.content_type(), &body, &kind, options.validation)?;
-    let namespace = call.namespace(row);
-    let name = &call.info.name;
-    call.core.cache.wait_newest().await?;
-    let pods = call.core.cache.resource(&row.storage).ok_or_else(StatusError::no_such_path)?;
-    let pod = pods.get(namespace, name).ok_or_else(|| StatusError::not_found(&row.group_resource(), name))?;
-    let finished =
-        matches!(pod.value()["status"]["phase"].as_str(), Some("Succeeded" | "Failed" | "Pending"));
-    let budgets = call.core.cache.resource(&GroupResource::new("policy", "poddisruptionbudgets"));
-    let budgets: Vec<_> = budgets
-        .map(|cache| cache.snapshot(Some(namespace)))
-        .unwrap_or_default()
-        .into_iter()
-        .filter(|budget| {
-            LabelSelector::parse(&selector_text(&budget.value()["spec"]["selector"]))
-                .is_ok_and(|selector| selector.matches(&pod.labels))
-        })
-        .collect();
-    if budgets.len() > 1 {
-        return Err(StatusError::internal(
-            "This pod has more than one PodDisruptionBudget, which the eviction subresource does not support.",
-        ));
-    }
-    if let [budget] = budgets.as_slice()
-        && !finished
-        && budget.value()["status"]["disruptionsAllowed"].as_i64().unwrap_or(0) <= 0
-    {
-        return Err(StatusError::too_many_requests(
-            "Cannot evict pod as it would violate the pod's disruption budget.",
-            10,
-        ));
-    }
-    let mut deletion = call.deletion(row, &Bytes::new())?;
-    let wanted = eviction.get("deleteOptions").filter(|o| !o.is_null());
-    deletion.options = DeleteOptions::parse(&call.query, wanted)?;
-    deletion.run(name).await?;
     call.respond(StatusCode::CREATED, &success(201))
 }
 

@@ -1,13 +1,12 @@
 //! Deployments: replica sets brought and taken so that a template rolls out as its strategy says.
 //!
 //! [`math`] holds the arithmetic (surge, fenceposts, proportions), [`revision`] the revisions and annotations,
-//! [`template`] the comparing of templates, [`status`] conditions and counts. [`sync`] does one pass.
+//! [`status`] conditions and counts. [`sync`] does one pass.
 
 pub mod math;
 pub mod revision;
 pub mod status;
 pub mod sync;
-pub mod template;
 
 use std::sync::Arc;
 

@@ -9,10 +9,11 @@ use keelson_client::{EventType, Key, Selector, meta, pods};
 use kube::Api;
 use kube::api::{DeleteParams, PostParams};
 
-use super::{Controller, math, revision, status, template};
+use super::{Controller, math, revision, status};
 use crate::error::{Error, Result};
 use crate::hash;
 use crate::pod_control::claim_all;
+use crate::template;
 
 /// The longest name that an object may have.
 const MAX_NAME: usize = 253;

@@ -1,9 +1,8 @@
 //! Replica sets and replication controllers: so many pods, no more, no fewer.
 //!
-//! One engine serves both kinds ([`Scaled`]); [`ranking`] says which pods go first, [`status`] what is reported.
+//! One engine serves both kinds ([`Scaled`]); [`crate::ranking`] says which pods go first, [`status`] what is reported.
 
 pub mod kinds;
-pub mod ranking;
 pub mod status;
 
 use std::collections::HashSet;
@@ -19,6 +18,7 @@ use crate::error::{Error, Result};
 use crate::expectations::Expectations;
 use crate::owners::{concerned, owner_of};
 use crate::pod_control::{PodControl, claim_all, slow_start, wait_for_availability};
+use crate::ranking;
 use crate::report::write_status;
 pub use kinds::{Failure, Scaled};
 

@@ -10,6 +10,7 @@ use crate::{
     time,
 };
 use base64::{Engine, engine::general_purpose::STANDARD};
+use keelson_cron::duration;
 use serde_json::{Map, Value, map::Entry};
 
 /// Decodes a message of type `node`. The result holds what was on the wire; normalizing makes it the same tree as
@@ -180,7 +181,7 @@ impl Decoder<'_> {
                 let nanos = u32::try_from(message.two.unwrap_or(0)).unwrap_or(0).min(999_999_999);
                 time::micros(message.one.unwrap_or(0).cast_signed(), nanos)
             }
-            Special::Duration => Value::String(time::format_duration(message.one.unwrap_or(0).cast_signed())),
+            Special::Duration => Value::String(duration::format(message.one.unwrap_or(0).cast_signed())),
             Special::Quantity => match message.first {
                 // A quantity that was never set is zero.
                 None | Some(b"") => Value::String("0".to_owned()),

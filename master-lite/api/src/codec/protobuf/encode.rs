@@ -10,6 +10,7 @@ use crate::{
     time,
 };
 use base64::{Engine, engine::general_purpose::STANDARD};
+use keelson_cron::duration;
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;
 
@@ -150,7 +151,7 @@ impl Encoder<'_> {
             }
             (Special::Duration, Value::Null) => put_number(out, 1, 0),
             (Special::Duration, Value::String(text)) => {
-                let nanos = time::parse_duration(text).ok().ok_or_else(misfit)?;
+                let nanos = duration::parse(text).ok().ok_or_else(misfit)?;
                 put_number(out, 1, nanos.cast_unsigned());
             }
             (Special::Quantity, Value::Null) => put_bytes(out, 1, b"0"),

@@ -20,7 +20,8 @@ pub use simple::{
     StorageClass,
 };
 pub use workload::{
-    CronJob, DaemonSet, Deployment, Job, ReplicaSet, ReplicationController, StatefulSet, Templated,
+    ControllerRevision, CronJob, DaemonSet, Deployment, Job, PodDisruptionBudget, ReplicaSet,
+    ReplicationController, StatefulSet, Templated,
 };
 
 /// The object at a key, made if absent or null; `None` if something else is there.

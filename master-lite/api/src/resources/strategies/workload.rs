@@ -45,8 +45,8 @@ impl Strategy for Deployment {
     }
 
     fn validate_update(&self, context: &StrategyContext, new: &Value, old: &Value) -> Vec<FieldError> {
-        if !context.subresource.is_empty() {
-            return Vec::new();
+        if context.subresource == "status" {
+            return validation::deployment_status(new, old);
         }
         let mut errors = validation::deployment(new);
         errors.extend(validation::immutable_selector(new, old));
@@ -75,8 +75,8 @@ impl Strategy for ReplicaSet {
     }
 
     fn validate_update(&self, context: &StrategyContext, new: &Value, old: &Value) -> Vec<FieldError> {
-        if !context.subresource.is_empty() {
-            return Vec::new();
+        if context.subresource == "status" {
+            return validation::replicas_status(new, old);
         }
         let mut errors = validation::replica_set(new);
         errors.extend(validation::immutable_selector(new, old));
@@ -124,8 +124,8 @@ impl Strategy for StatefulSet {
     }
 
     fn validate_update(&self, context: &StrategyContext, new: &Value, old: &Value) -> Vec<FieldError> {
-        if !context.subresource.is_empty() {
-            return Vec::new();
+        if context.subresource == "status" {
+            return validation::stateful_set_status(new, old);
         }
         validation::stateful_set_update(new, old)
     }
@@ -184,8 +184,8 @@ impl Strategy for DaemonSet {
     }
 
     fn validate_update(&self, context: &StrategyContext, new: &Value, old: &Value) -> Vec<FieldError> {
-        if !context.subresource.is_empty() {
-            return Vec::new();
+        if context.subresource == "status" {
+            return validation::daemon_set_status(new, old);
         }
         let mut errors = validation::daemon_set(new);
         errors.extend(validation::immutable_selector(new, old));
@@ -217,13 +217,17 @@ impl Strategy for ReplicationController {
         object["status"] = json!({"replicas": 0});
     }
 
+    fn orphans_dependents(&self) -> bool {
+        true
+    }
+
     fn validate_create(&self, _context: &StrategyContext, object: &Value) -> Vec<FieldError> {
         validation::replication_controller(object)
     }
 
-    fn validate_update(&self, context: &StrategyContext, new: &Value, _old: &Value) -> Vec<FieldError> {
-        if !context.subresource.is_empty() {
-            return Vec::new();
+    fn validate_update(&self, context: &StrategyContext, new: &Value, old: &Value) -> Vec<FieldError> {
+        if context.subresource == "status" {
+            return validation::replicas_status(new, old);
         }
         validation::replication_controller(new)
     }
@@ -231,6 +235,13 @@ impl Strategy for ReplicationController {
 
 /// Jobs.
 pub struct Job;
+
+/// Sets a field that is absent, even where it might be empty.
+fn set_missing(parent: &mut Value, key: &str, value: &Value) {
+    if parent.get(key).is_none() {
+        parent[key] = value.clone();
+    }
+}
 
 fn default_job_spec(spec: &mut Value) {
     if spec["completions"].is_null() && spec["parallelism"].is_null() {
@@ -265,23 +276,36 @@ impl Strategy for Job {
         if object["spec"]["manualSelector"].as_bool() == Some(true) {
             return;
         }
-        // The selector is the job's own uid, so that no two jobs ever fight over pods.
+        // The selector is the job's own uid, so that no two jobs ever fight over pods. What the user has written
+        // in these places stays for validation to refuse.
         let (uid, name) = (object["metadata"]["uid"].clone(), object["metadata"]["name"].clone());
         let Some(spec) = child(object, "spec") else { return };
-        spec["selector"] = json!({"matchLabels": {"batch.kubernetes.io/controller-uid": uid}});
         if let Some(labels) = object_at(spec, "template")
             .and_then(|t| object_at(t, "metadata"))
             .and_then(|m| object_at(m, "labels"))
         {
             for (key, value) in [
-                ("batch.kubernetes.io/controller-uid", &uid),
-                ("controller-uid", &uid),
-                ("batch.kubernetes.io/job-name", &name),
                 ("job-name", &name),
+                ("batch.kubernetes.io/job-name", &name),
+                ("controller-uid", &uid),
+                ("batch.kubernetes.io/controller-uid", &uid),
             ] {
-                labels[key] = value.clone();
+                set_missing(labels, key, value);
             }
         }
+        if let Some(labels) = object_at(spec, "selector").and_then(|s| object_at(s, "matchLabels")) {
+            set_missing(labels, "batch.kubernetes.io/controller-uid", &uid);
+        }
+    }
+
+    fn orphans_dependents(&self) -> bool {
+        true
+    }
+
+    fn deletion_warning(&self) -> Option<&'static str> {
+        Some(
+            "child pods are preserved by default when jobs are deleted; set propagationPolicy=Background to remove them or set propagationPolicy=Orphan to suppress this warning",
+        )
     }
 
     fn validate_create(&self, _context: &StrategyContext, object: &Value) -> Vec<FieldError> {
@@ -289,8 +313,8 @@ impl Strategy for Job {
     }
 
     fn validate_update(&self, context: &StrategyContext, new: &Value, old: &Value) -> Vec<FieldError> {
-        if !context.subresource.is_empty() {
-            return Vec::new();
+        if context.subresource == "status" {
+            return validation::job_status_update(new, old);
         }
         validation::job_update(new, old)
     }
@@ -319,6 +343,45 @@ impl Strategy for CronJob {
             return Vec::new();
         }
         validation::cron_job(new, Some(old))
+    }
+}
+
+/// ControllerRevisions.
+pub struct ControllerRevision;
+
+impl Strategy for ControllerRevision {
+    fn validate_create(&self, _context: &StrategyContext, object: &Value) -> Vec<FieldError> {
+        validation::controller_revision(object, None)
+    }
+
+    fn validate_update(&self, _context: &StrategyContext, new: &Value, old: &Value) -> Vec<FieldError> {
+        validation::controller_revision(new, Some(old))
+    }
+}
+
+/// PodDisruptionBudgets.
+pub struct PodDisruptionBudget;
+
+impl Strategy for PodDisruptionBudget {
+    fn prepare_for_create(&self, _context: &StrategyContext, object: &mut Value) {
+        // Go's PodDisruptionBudgetStatus always prints these.
+        object["status"] =
+            json!({"disruptionsAllowed": 0, "currentHealthy": 0, "desiredHealthy": 0, "expectedPods": 0});
+    }
+
+    fn validate_create(&self, _context: &StrategyContext, object: &Value) -> Vec<FieldError> {
+        validation::disruption_budget(object)
+    }
+
+    fn validate_update(&self, context: &StrategyContext, new: &Value, _old: &Value) -> Vec<FieldError> {
+        if context.subresource == "status" {
+            return validation::disruption_budget_status(new);
+        }
+        validation::disruption_budget(new)
+    }
+
+    fn allow_unconditional_update(&self) -> bool {
+        false
     }
 }
 

@@ -45,6 +45,11 @@ impl Errors {
         self.0.push(FieldError::invalid(at, value, detail));
     }
 
+    /// An invalid value that is not worth showing.
+    pub(super) fn refused(&mut self, at: &Path, detail: impl Into<String>) {
+        self.0.push(FieldError { value: None, ..FieldError::invalid(at, &Value::Null, detail) });
+    }
+
     pub(super) fn forbidden(&mut self, at: &Path, detail: impl Into<String>) {
         self.0.push(FieldError::forbidden(at, detail));
     }

@@ -1,4 +1,4 @@
-//! Which pods go first when there are too many (`ActivePodsWithRanks`).
+//! Which pods go first when there are too many (`ActivePodsWithRanks`, `ActivePods`).
 
 use std::cmp::{Ordering, Reverse};
 use std::collections::HashMap;
@@ -48,6 +48,30 @@ fn compare(a: &Pod, rank_a: usize, b: &Pod, rank_b: usize, now: &Time) -> Orderi
             let created = |pod: &Pod| pod.metadata.creation_timestamp.clone();
             younger_first(created(a), created(b), a, b, now)
         })
+}
+
+/// The order in which the pods of a job go: those that have done the least first.
+pub fn least_advanced_first(a: &Pod, b: &Pod) -> Ordering {
+    let assigned = |pod: &Pod| pods::node_name(pod).is_some();
+    let both_ready = pods::is_ready(a) && pods::is_ready(b);
+    assigned(a)
+        .cmp(&assigned(b))
+        .then_with(|| phase_order(a).cmp(&phase_order(b)))
+        .then_with(|| pods::is_ready(a).cmp(&pods::is_ready(b)))
+        .then_with(|| if both_ready { later_first(ready_since(a), ready_since(b)) } else { Ordering::Equal })
+        .then_with(|| Reverse(restarts(a)).cmp(&Reverse(restarts(b))))
+        .then_with(|| {
+            let created = |pod: &Pod| pod.metadata.creation_timestamp.clone();
+            later_first(created(a), created(b))
+        })
+}
+
+/// No time at all counts as the latest.
+fn later_first(a: Option<Time>, b: Option<Time>) -> Ordering {
+    match (a, b) {
+        (Some(a), Some(b)) => b.cmp(&a),
+        (a, b) => a.is_some().cmp(&b.is_some()),
+    }
 }
 
 fn phase_order(pod: &Pod) -> u8 {
@@ -137,6 +161,24 @@ mod tests {
             pod("c", Some("m"), true, json!({"creationTimestamp": "2020-01-01T00:00:00Z"})),
         ];
         check(&crowded, "b");
+    }
+
+    #[test]
+    fn order_in_a_job() {
+        let check = |first: Arc<Pod>, second: Arc<Pod>| {
+            assert_eq!(least_advanced_first(&first, &second), Ordering::Less);
+            assert_eq!(least_advanced_first(&second, &first), Ordering::Greater);
+        };
+        let none = || json!({});
+        check(pod("a", None, true, none()), pod("b", Some("n"), false, none()));
+        check(pod("a", Some("n"), false, none()), pod("b", Some("n"), true, none()));
+        let created = |time: &str| json!({"creationTimestamp": time});
+        let (young, old) = (created("2026-01-02T00:00:00Z"), created("2026-01-01T00:00:00Z"));
+        check(pod("a", Some("n"), false, young), pod("b", Some("n"), false, old));
+        check(
+            pod("a", Some("n"), false, none()),
+            pod("b", Some("n"), false, created("2026-01-01T00:00:00Z")),
+        );
     }
 
     #[test]
