@@ -6,11 +6,14 @@
 //! - [`PodNetwork`] and [`ImageRootfs`] are what the runtime sees of the network and of the image store; the agent
 //!   binary wires them to `keelson-cni` and `keelson-images`.
 //!
+//! [`phase`] is how both sides say where the time of a pod's start goes.
+//!
 //! Names follow CRI's messages; durations are [`std::time::Duration`], times are [`std::time::SystemTime`].
 
 mod causes;
 mod image;
 mod network;
+pub mod phase;
 mod runtime;
 
 pub use causes::chain;

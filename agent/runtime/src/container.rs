@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use caps::CapSet;
+use keelson_cri::phase::phase;
 use keelson_cri::{
     ContainerConfig, ContainerEvent, ContainerState, CriError, LinuxResources, NamespaceMode, Result,
     SeccompProfile, SecurityContext, UnpackedImage,
@@ -288,8 +289,8 @@ impl Runtime {
         let cgroup = self.cgroups.open_dir(&container.cgroup())?;
         let request = Request::Container(plan);
         let fds = [cgroup.as_fd(), podinit_pidfd.as_fd()];
-        let (sync, spawned, own) =
-            self.give_birth(&container.sandbox, &request, &fds, &stdio.child, pod_pid, &container.id).await?;
+        let birth = self.give_birth(&container.sandbox, &request, &fds, &stdio.child, pod_pid, &container.id);
+        let (sync, spawned, own) = phase("start.birth", birth).await?;
         stdio.child.clear();
 
         let mut flags = 0;
@@ -304,13 +305,13 @@ impl Runtime {
         }
         let exit = create_file(&self.config.exit_record(&container.id), 0o600)?;
         let log = open_log(&record.log_path)?;
-        let prepared = self
-            .prepare(&container.sandbox, sync, spawned, own, &container.id, flags, |console| {
+        let preparing =
+            self.prepare(&container.sandbox, sync, spawned, own, &container.id, flags, |console| {
                 let mut fds = vec![exit, log];
                 fds.extend(console.into_iter().chain(stdio.stdout).chain(stdio.stderr).chain(stdio.stdin));
                 fds
-            })
-            .await?;
+            });
+        let prepared = phase("start.setup", preparing).await?;
         for warning in &prepared.warnings {
             tracing::warn!(container = container.id, warning, "container starts with a limitation");
         }
@@ -329,7 +330,7 @@ impl Runtime {
         *lock(&container.pidfd) = Some(Arc::new(prepared.pidfd));
         // On disk before the process runs: an agent that dies now leaves nothing running that the next one won't know.
         self.save_container(container)?;
-        prepared.sync.go().await.map_err(|failure| start_error(&failure))
+        phase("start.exec", prepared.sync.go()).await.map_err(|failure| start_error(&failure))
     }
 
     fn container_plan(

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use keelson_cri::phase::{phase, phase_of};
 use keelson_cri::{CriError, NamespaceMode, PodNetworkRequest, PodSandboxConfig, PodSandboxStatus, Result};
 use rustix::mount::{MountFlags, UnmountFlags, mount, mount_bind, unmount};
 
@@ -145,10 +146,12 @@ impl Runtime {
             (record.config.clone(), self.network_request(&record))
         };
         let cgroup = sandbox.cgroup();
-        self.cgroups.create(&cgroup)?;
-        self.cgroups.apply(&cgroup, &config.resources)?;
         let podinit_cgroup = sandbox.podinit_cgroup();
-        self.cgroups.create(&podinit_cgroup)?;
+        phase_of("sandbox.cgroup", || {
+            self.cgroups.create(&cgroup)?;
+            self.cgroups.apply(&cgroup, &config.resources)?;
+            self.cgroups.create(&podinit_cgroup)
+        })?;
 
         let run = self.config.sandbox_run(id);
         make_dir(&run, 0o700).map_err(internal("making the sandbox's folder"))?;
@@ -160,7 +163,8 @@ impl Runtime {
                 .map_err(internal("mounting /dev/shm"))?;
         }
         let listener = bind_listener(&run, SOCKET).map_err(internal("podinit's socket"))?;
-        let pidfd = self.spawn_podinit(plan.clone(), &podinit_cgroup, &listener).await?;
+        let spawned = self.spawn_podinit(plan.clone(), &podinit_cgroup, &listener);
+        let pidfd = phase("sandbox.podinit", spawned).await?;
         drop(listener);
         let process = ProcessId::of(&pidfd).map_err(internal("podinit"))?;
         let pidfd = Arc::new(pidfd);
@@ -172,10 +176,11 @@ impl Runtime {
             std::fs::File::create(netns).map_err(internal(netns.display()))?;
             mount_bind(format!("/proc/{}/ns/net", process.pid), netns)
                 .map_err(internal("pinning the netns"))?;
-            let status = self.network.setup(&request).await?;
+            let status = phase("sandbox.network", self.network.setup(&request)).await?;
             lock(&sandbox.record).ips = status.ips;
         }
-        let podinit = Podinit::connect(&run, SOCKET, id, self.notices.clone()).await;
+        let connecting = Podinit::connect(&run, SOCKET, id, self.notices.clone());
+        let podinit = phase("sandbox.connect", connecting).await;
         *lock(&sandbox.podinit) = Some(podinit.map_err(internal("connecting to podinit"))?);
         lock(&sandbox.record).phase = SandboxPhase::Ready;
         self.save_sandbox(sandbox)

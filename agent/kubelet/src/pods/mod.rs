@@ -30,6 +30,7 @@ mod sandbox;
 pub mod security;
 mod source;
 pub mod start;
+mod start_times;
 mod stop;
 mod table;
 mod termination;

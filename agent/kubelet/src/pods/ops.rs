@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{Container, Pod};
+use keelson_cri::phase::phase;
 use keelson_cri::{CriError, PodSandboxStatus};
 use kube::api::{Api, DeleteParams, Preconditions};
 
@@ -44,7 +45,7 @@ pub async fn volumes(ctx: Arc<Context>, pod: Arc<Pod>, objects: PodObjects, toke
         };
         handle.block_on(set_up(&context))
     });
-    match work.await {
+    match phase("volumes", work).await {
         Ok(outcome) => Done::Volumes(outcome),
         Err(error) => {
             let error = crate::volumes::VolumeError::Retry(error.to_string());
@@ -72,7 +73,7 @@ pub async fn sandbox(
         let config = sandbox_config(&ctx, &pod, attempt)?;
         ctx.runtime.run_pod_sandbox(config).await.map_err(|e| e.to_string())
     };
-    Done::Sandbox(work.await)
+    Done::Sandbox(phase("sandbox", work).await)
 }
 
 /// One container to start.
@@ -183,7 +184,7 @@ pub async fn remove_sandbox(ctx: Arc<Context>, id: String) -> Done {
 
 /// Writes the status.
 pub async fn write_status(ctx: Arc<Context>, pod: Arc<Pod>, patch: serde_json::Value) -> Done {
-    Done::Status(Box::new(writer::patch(&ctx.client, &pod, patch).await))
+    Done::Status(Box::new(phase("status", writer::patch(&ctx.client, &pod, patch)).await))
 }
 
 /// Unmounts all volumes of a pod that has ended.

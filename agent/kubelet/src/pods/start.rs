@@ -6,6 +6,7 @@ use std::time::{Duration, SystemTime};
 
 use k8s_openapi::api::core::v1::{Container, Pod};
 use keelson_cri::PodSandboxStatus;
+use keelson_cri::phase::phase;
 
 use super::container_config::{ConfigInput, container_config};
 use super::context::Context;
@@ -67,7 +68,7 @@ pub async fn start_container(ctx: &Context, input: &StartInput<'_>) -> Result<St
     };
     let who =
         PullFor { pod: input.pod, container: input.container, kind: input.kind, objects: input.objects };
-    let image = match ctx.puller.ensure(&*ctx.images, &ctx.events, &who).await {
+    let image = match phase("image", ctx.puller.ensure(&*ctx.images, &ctx.events, &who)).await {
         Ok(image) => image,
         Err(error) => {
             say(EventType::Warning, "Failed", format!("Error: {}", error.reason));
@@ -89,13 +90,11 @@ pub async fn start_container(ctx: &Context, input: &StartInput<'_>) -> Result<St
     for text in skipped {
         ctx.events.pod(input.pod, EventType::Warning, "InvalidEnvironmentVariableNames", text);
     }
-    let id = ctx
-        .runtime
-        .create_container(&input.sandbox.id, config)
+    let id = phase("create", ctx.runtime.create_container(&input.sandbox.id, config))
         .await
         .map_err(|e| failed("CreateContainerError", e.to_string()))?;
     say(EventType::Normal, "Created", "Container created".into());
-    if let Err(error) = ctx.runtime.start_container(&id).await {
+    if let Err(error) = phase("start", ctx.runtime.start_container(&id)).await {
         return Err(failed("RunContainerError", error.to_string()));
     }
     say(EventType::Normal, "Started", "Container started".into());

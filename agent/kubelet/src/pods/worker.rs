@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use k8s_openapi::api::core::v1::{Container, Pod, PodStatus};
+use keelson_cri::phase::Timeline;
 use keelson_cri::{ContainerState, CriError};
 use tokio::sync::{Notify, watch};
 use tokio::task::{AbortHandle, JoinSet};
@@ -26,7 +27,7 @@ use super::observed::ObservedPod;
 use super::podext::{ContainerKind, PodExt};
 use super::start::pod_grace;
 use super::table::PodTable;
-use super::{local_storage, ops, termination};
+use super::{local_storage, ops, start_times, termination};
 use crate::events::EventType;
 use crate::objects::PodObjects;
 use crate::probes::ProbeKind;
@@ -93,6 +94,9 @@ pub struct Worker {
     waiting: HashMap<String, Waiting>,
     announced: HashMap<String, String>,
 
+    /// Where the time of the pod's start goes, until the API says that it runs; none for a pod that was found running.
+    start: Option<Timeline>,
+
     status: PodStatus,
     /// What the API has, as far as is known: the base of the next patch.
     api_status: PodStatus,
@@ -142,6 +146,7 @@ impl Worker {
             stage: if first.removed { Stage::Terminating } else { Stage::Running },
             verdict: None,
             observed: Arc::default(),
+            start: sandboxes.is_empty().then(Timeline::begin),
             sandboxes,
             looked_at: ctx.clock.now(),
             messages: HashMap::new(),
@@ -275,7 +280,13 @@ impl Worker {
     }
 
     fn spawn(&mut self, op: Op, work: impl Future<Output = Done> + Send + 'static) {
-        let task = self.work.spawn(work);
+        let start = self.start.clone();
+        let task = self.work.spawn(async move {
+            match start {
+                Some(start) => start.scope(work).await,
+                None => work.await,
+            }
+        });
         self.busy.insert(op.clone());
         self.tasks.insert(task.id(), (op, task));
     }
@@ -350,6 +361,7 @@ impl Worker {
                         self.api_status = pod.status.unwrap_or_default();
                         self.api_version = version;
                     }
+                    self.note_start();
                 }
                 Err(WriteError::Gone) => {
                     // The watch will say so too; until then nothing more is written.
@@ -374,6 +386,20 @@ impl Worker {
                 self.done = result.is_ok();
                 self.log_failure(op, "leftovers", result);
             }
+        }
+    }
+
+    /// Says once, when the API knows that the pod runs, where the time went.
+    fn note_start(&mut self) {
+        let phase = self.api_status.phase.as_deref().and_then(Phase::parse);
+        if phase == Some(Phase::Pending) {
+            return;
+        }
+        let Some(start) = self.start.take() else { return };
+        let took = start.elapsed();
+        if phase == Some(Phase::Running) {
+            let phases = start_times::line(&start.phases());
+            tracing::info!(pod = self.pod.describe(), took_us = took.as_micros(), phases, "pod started");
         }
     }
 
