@@ -208,11 +208,13 @@ pub fn init(name: &str, dir: &Path, cgroup: &Path) -> Result<()> {
     )
     .context("unshare the host's namespaces")?;
     let (mut ready, tell) = std::io::pipe()?;
+    // Opened now: the child's pivot_root moves the root of this process too, and a path means something else from then on.
+    let mut pid_file = File::create(dir.join("pid"))?;
     // SAFETY: this process has a single thread.
     match unsafe { fork() }? {
         ForkResult::Parent { child } => {
             drop(tell);
-            fs::write(dir.join("pid"), child.to_string())?;
+            pid_file.write_all(child.to_string().as_bytes())?;
             let mut text = String::new();
             ready.read_to_string(&mut text)?;
             if text != "ready" {
