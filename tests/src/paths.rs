@@ -1,6 +1,7 @@
 //! Where things are in the checkout.
 
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 /// Root of the checkout.
 pub fn root() -> &'static Path {
@@ -16,9 +17,19 @@ pub fn target() -> PathBuf {
     }
 }
 
-/// Where cargo puts the programs of the development profile.
+/// Folder below [`target`] of the programs that clusters are made of.
+static PROFILE: OnceLock<&str> = OnceLock::new();
+
+/// From here on, clusters are made of optimised programs. Only the first call of a process counts, and it must come before
+/// the first [`bin`].
+pub fn use_release_programs() {
+    // Set already: by an earlier call.
+    let _ = PROFILE.set("release");
+}
+
+/// Where cargo puts the programs: those of the development profile, unless [`use_release_programs`] was called.
 pub fn bin(name: &str) -> PathBuf {
-    target().join("debug").join(name)
+    target().join(PROFILE.get_or_init(|| "debug")).join(name)
 }
 
 /// Downloads and assembled images, kept between runs.

@@ -71,6 +71,27 @@ pub fn programs() -> Result<()> {
     static_programs()
 }
 
+/// Builds the same optimised, with the measuring program.
+pub fn release_programs() -> Result<()> {
+    cargo_visible(&[
+        "build",
+        "--quiet",
+        "--release",
+        "--bins",
+        "-p",
+        "keelson-agent",
+        "-p",
+        "keelson-master",
+        "-p",
+        "keelson-cni",
+        "-p",
+        "keelson-tests",
+        "-p",
+        "keelson-bench",
+    ])?;
+    static_programs()
+}
+
 /// Builds what runs inside pods: fully static programs for the host's own target.
 pub fn static_programs() -> Result<()> {
     let status = cargo()

@@ -1,5 +1,6 @@
 //! Every developer command. `cargo xtask --help` lists them.
 
+mod bench;
 mod build;
 mod cluster;
 mod conformance;
@@ -32,6 +33,8 @@ enum Command {
     Host(cluster::HostArgs),
     /// Run upstream's end-to-end suite against a cluster of this checkout.
     Conformance(conformance::ConformanceArgs),
+    /// Measure, beside a peer in the same run; prints a table and writes target/bench/NAME.json.
+    Bench(bench::BenchArgs),
     /// Break a copy of the checkout on purpose and run a command in it, which must fail.
     Fault(fault::FaultArgs),
     /// Format, lint, build, and run the tests.
@@ -59,6 +62,7 @@ fn main() -> Result<()> {
         Command::Kubectl(args) => cluster::kubectl(&args),
         Command::Host(args) => cluster::host(&args),
         Command::Conformance(args) => conformance::run(&args, &mut keelson_tests::progress::Steps::new()),
+        Command::Bench(args) => bench::run(&args),
         Command::Fault(args) => fault::run(&args),
         Command::Test(args) => test::run(&args),
         Command::BuildEbpf(args) => ebpf::run(&args),

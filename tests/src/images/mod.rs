@@ -4,11 +4,13 @@
 //! - [`builder`]: layers and the OCI archive.
 //! - [`rootfs`]: what the root file systems are made of.
 //! - [`own`]: the images of our own tests and of the sample.
+//! - [`unpack`]: an image as a plain folder.
 //! - [`suite`]: the images that upstream's e2e suite asks for.
 
 pub mod builder;
 pub mod own;
 pub mod rootfs;
 pub mod suite;
+pub mod unpack;
 
 pub use own::{ALL, ensure, reference};

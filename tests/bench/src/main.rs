@@ -1,0 +1,51 @@
+//! The measuring half of `cargo xtask bench`: runs inside a test host, makes the load, takes the times, and prints them as
+//! JSON for xtask to put into a table.
+
+mod pod_start;
+mod runc;
+mod store_pods;
+
+use std::path::Path;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+use kube::config::{KubeConfigOptions, Kubeconfig};
+
+/// Load and stopwatch of the benchmarks.
+#[derive(Parser)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Start pods, and time each from the binding to running containers.
+    PodStart(pod_start::Args),
+    /// Start bare containers with runc, and time each.
+    Runc(runc::Args),
+    /// Store pods that no scheduler takes.
+    StorePods(store_pods::Args),
+}
+
+fn main() -> Result<()> {
+    // Fails only when there is a provider already, and then that one is as good.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    match Cli::parse().command {
+        Command::PodStart(args) => block_on(pod_start::run(&args)),
+        Command::Runc(args) => runc::run(&args),
+        Command::StorePods(args) => block_on(store_pods::run(&args)),
+    }
+}
+
+/// One thread: what is measured has the machine's others.
+fn block_on(work: impl Future<Output = Result<()>>) -> Result<()> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(work)
+}
+
+/// A client for a kubeconfig.
+async fn client(kubeconfig: &Path) -> Result<kube::Client> {
+    let kubeconfig = Kubeconfig::read_from(kubeconfig)?;
+    let config = kube::Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await?;
+    Ok(kube::Client::try_from(config)?)
+}

@@ -1,0 +1,127 @@
+//! `cargo xtask bench NAME`: figures of optimised builds on a cluster of this machine, each beside a peer measured in the
+//! same run, as a table on the screen and as `target/bench/NAME.json`.
+
+mod footprint;
+mod pod_start;
+mod stats;
+
+use std::fs;
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use clap::{Args, Subcommand};
+use keelson_tests::progress::Steps;
+use keelson_tests::testbed::cluster::{Cluster, Options};
+use keelson_tests::{cmd, images, paths};
+use serde_json::{Value, json};
+
+use crate::build;
+
+/// Arguments of `bench`.
+#[derive(Args)]
+pub struct BenchArgs {
+    #[command(subcommand)]
+    bench: Bench,
+}
+
+#[derive(Subcommand)]
+enum Bench {
+    /// From the binding of a pod to its running containers, by phase, beside bare `runc run` of the same root file system.
+    PodStart(pod_start::PodStartArgs),
+    /// Memory of the daemons and of each pod, beside containerd's shims.
+    Footprint(footprint::FootprintArgs),
+}
+
+/// Image that the pods of the benchmarks run, and that peers run too.
+const IMAGE: &str = "testapp-v1";
+
+/// Runs one.
+pub fn run(args: &BenchArgs) -> Result<()> {
+    paths::use_release_programs();
+    let mut steps = Steps::new();
+    steps.step("tools", build::tools)?;
+    steps.step("build programs, optimised", build::release_programs)?;
+    steps.step("assemble the image", || images::ensure(IMAGE))?;
+    match &args.bench {
+        Bench::PodStart(args) => pod_start::run(args, &mut steps),
+        Bench::Footprint(args) => footprint::run(args, &mut steps),
+    }
+}
+
+/// Runs work on a cluster of one node that takes 250 pods, and ends the cluster whatever comes of it.
+fn with_cluster<T>(
+    name: &str,
+    steps: &mut Steps,
+    work: impl FnOnce(&mut Cluster, &mut Steps) -> Result<T>,
+) -> Result<T> {
+    if let Some(old) = Cluster::find(name)? {
+        old.destroy()?;
+    }
+    let options = Options { nodes: 1, agent_args: vec!["--max-pods=250".to_owned()] };
+    let mut cluster = steps.step("make test hosts", || Cluster::create(name, &options))?;
+    let result = (|| {
+        cluster.preload_images(&[IMAGE])?;
+        steps.step("start the master", || cluster.start_master())?;
+        steps.step("start the agent", || cluster.start_agent(1))?;
+        steps.step("node Ready", || cluster.wait_nodes_ready(Duration::from_secs(60)))?;
+        work(&mut cluster, steps)
+    })();
+    let ended = steps.step("end the cluster", || cluster.destroy());
+    let value = result?;
+    ended?;
+    Ok(value)
+}
+
+/// Has the measuring program start pods; gives what it prints.
+fn start_pods(cluster: &Cluster, name: &str, pods: usize, at_once: usize) -> Result<Vec<Value>> {
+    let mut command = Command::new(paths::bin("keelson-bench"));
+    command.arg("pod-start").arg("--kubeconfig").arg(cluster.kubeconfig());
+    command.args(["--image", &images::reference(IMAGE), "--name", name]);
+    command.args(["--pods", &pods.to_string(), "--at-once", &at_once.to_string()]);
+    Ok(serde_json::from_str(&cmd::text(&mut command)?)?)
+}
+
+/// Writes `target/bench/NAME.json`: the figures, with what they were measured on.
+fn write(name: &str, figures: &Value) -> Result<()> {
+    let dir = paths::target().join("bench");
+    fs::create_dir_all(&dir)?;
+    let path = dir.join(format!("{name}.json"));
+    let git = |args: &[&str]| cmd::text(Command::new("git").args(args).current_dir(paths::root()));
+    let commit = git(&["rev-parse", "HEAD"])?;
+    let changed = !git(&["status", "--porcelain", "--untracked-files=no"])?.is_empty();
+    let cpus = std::thread::available_parallelism()?;
+    let document = json!({
+        "commit": commit,
+        "uncommitted changes": changed,
+        "machine": {
+            "kernel": cmd::text(Command::new("uname").arg("-r"))?,
+            "cpu": cpu_model()?,
+            "cpus": cpus,
+            "memory kB": meminfo("MemTotal")?,
+        },
+        "figures": figures,
+    });
+    fs::write(&path, serde_json::to_vec_pretty(&document)?)?;
+    println!("\nwritten to {}", path.display());
+    Ok(())
+}
+
+fn cpu_model() -> Result<String> {
+    let text = fs::read_to_string("/proc/cpuinfo")?;
+    let line = text.lines().find(|line| line.starts_with("model name"));
+    Ok(line.and_then(|line| line.split_once(": ")).map_or("unknown", |(_, model)| model).to_owned())
+}
+
+/// A row of /proc/meminfo, kB.
+fn meminfo(row: &str) -> Result<u64> {
+    kilobytes(&fs::read_to_string("/proc/meminfo")?, row)
+}
+
+/// The row `ROW:   123 kB` of a file of /proc.
+fn kilobytes(text: &str, row: &str) -> Result<u64> {
+    text.lines()
+        .filter_map(|line| line.strip_prefix(row)?.strip_prefix(':')?.trim().strip_suffix("kB"))
+        .find_map(|number| number.trim().parse().ok())
+        .with_context(|| format!("no row {row}"))
+}
