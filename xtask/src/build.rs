@@ -1,5 +1,6 @@
 //! Building what runs in a test cluster, and installing what building needs.
 
+use std::path::PathBuf;
 use std::process::Command;
 
 use anyhow::{Context, Result, bail};
@@ -116,6 +117,21 @@ pub fn static_programs() -> Result<()> {
         bail!("the static programs did not build: {status}");
     }
     Ok(())
+}
+
+/// A program of a published crate, built into the folder of downloads if it is not there.
+pub fn cargo_program(name: &str, version: &str) -> Result<PathBuf> {
+    let root = paths::cache().join("tools");
+    let program = root.join("bin").join(name);
+    if !program.exists() {
+        let scratch = paths::cache().join("tools-target");
+        let mut install = Command::new("cargo");
+        install.args(["install", name, "--quiet", "--locked", "--version", version, "--root"]).arg(&root);
+        cmd::run(install.env("CARGO_TARGET_DIR", &scratch))?;
+        // Only to save room.
+        let _ = std::fs::remove_dir_all(scratch);
+    }
+    Ok(program)
 }
 
 /// Installs the tools that `up` and the tests call.

@@ -6,6 +6,7 @@ mod cluster;
 mod conformance;
 mod ebpf;
 mod fault;
+mod fuzz;
 mod schema_facts;
 mod test;
 mod vm;
@@ -37,6 +38,8 @@ enum Command {
     Bench(bench::BenchArgs),
     /// Break a copy of the checkout on purpose and run a command in it, which must fail.
     Fault(fault::FaultArgs),
+    /// Run the fuzz targets of tests/fuzz, each for a while.
+    Fuzz(fuzz::FuzzArgs),
     /// Format, lint, build, and run the tests.
     Test(test::TestArgs),
     /// Build the BPF programs and put the object under ebpf/prebuilt.
@@ -64,6 +67,7 @@ fn main() -> Result<()> {
         Command::Conformance(args) => conformance::run(&args, &mut keelson_tests::progress::Steps::new()),
         Command::Bench(args) => bench::run(&args),
         Command::Fault(args) => fault::run(&args),
+        Command::Fuzz(args) => fuzz::run(&args),
         Command::Test(args) => test::run(&args),
         Command::BuildEbpf(args) => ebpf::run(&args),
         Command::Images => build::images(),

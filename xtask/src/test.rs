@@ -160,19 +160,7 @@ fn integration_tests() -> Result<(Vec<String>, Vec<String>)> {
 /// Licences, banned and doubled crates, and where crates come from. Advisories need a database that is not on every
 /// machine, so they are looked at by hand: `cargo deny check advisories`.
 fn deny() -> Result<()> {
-    const VERSION: &str = "0.20.2";
-    let root = keelson_tests::paths::cache().join("tools");
-    let program = root.join("bin/cargo-deny");
-    if !program.exists() {
-        let mut install = std::process::Command::new("cargo");
-        install
-            .args(["install", "cargo-deny", "--quiet", "--locked", "--version", VERSION, "--root"])
-            .arg(&root);
-        install.env("CARGO_TARGET_DIR", keelson_tests::paths::cache().join("tools-target"));
-        cmd::run(&mut install)?;
-        let _ = std::fs::remove_dir_all(keelson_tests::paths::cache().join("tools-target"));
-    }
-    let mut check = std::process::Command::new(program);
+    let mut check = std::process::Command::new(build::cargo_program("cargo-deny", "0.20.2")?);
     check
         .args(["--log-level", "error", "check", "bans", "licenses", "sources"])
         .current_dir(keelson_tests::paths::root());

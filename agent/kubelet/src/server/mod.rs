@@ -7,6 +7,8 @@
 
 mod answer;
 pub mod auth;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 mod logs;
 mod metrics;
 mod routes;
