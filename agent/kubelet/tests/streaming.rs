@@ -5,10 +5,12 @@
 
 mod support;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use futures::{SinkExt, StreamExt};
 use http::StatusCode;
 use serde_json::Value;
-use support::{Kubelet, Spdy, connect_websocket};
+use support::{Kubelet, Spdy, Who, connect_websocket};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio_tungstenite::tungstenite::Message;
 
@@ -77,6 +79,52 @@ async fn exec_over_websocket() {
     assert_eq!(String::from_utf8(stdout).unwrap(), "hello world");
     assert_eq!(String::from_utf8(stderr).unwrap(), "11 bytes\n");
     assert_eq!(serde_json::from_slice::<Value>(&error).unwrap()["status"], "Success");
+}
+
+#[tokio::test]
+async fn every_protocol_of_a_websocket() {
+    let kubelet = Kubelet::start().await;
+    let failure = "command terminated with non-zero exit code: command terminated with exit code 3";
+    for protocol in ["", "channel.k8s.io", "base64.channel.k8s.io", "v4.base64.channel.k8s.io"] {
+        for (command, want_error) in [("other", failure), ("size", "")] {
+            let path = format!("/exec/default/web/app?command={command}&input=1&output=1&tty=1");
+            let (mut socket, chosen) = connect_websocket(&kubelet, protocol, &path).await.unwrap();
+            assert_eq!(chosen, protocol);
+            let base64 = protocol.contains("base64");
+            let resize = r#"{"Width":132,"Height":43}"#;
+            let message = if base64 {
+                Message::text(format!("4{}", STANDARD.encode(resize)))
+            } else {
+                Message::binary(format!("\x04{resize}").into_bytes())
+            };
+            // What is no channel is ignored.
+            socket.send(Message::text("9AAAA")).await.unwrap();
+            socket.send(message).await.unwrap();
+            let mut channels: [Vec<u8>; 5] = Default::default();
+            while let Some(Ok(message)) = socket.next().await {
+                match message {
+                    Message::Text(text) => {
+                        assert!(base64);
+                        let (channel, data) = text.split_at(1);
+                        channels[channel.parse::<usize>().unwrap()].extend(STANDARD.decode(data).unwrap());
+                    }
+                    Message::Binary(data) => {
+                        assert!(!base64);
+                        channels[usize::from(data[0])].extend_from_slice(&data[1..]);
+                    }
+                    _ => {}
+                }
+            }
+            let text = |channel: usize| String::from_utf8(channels[channel].clone()).unwrap();
+            assert_eq!(text(1), if command == "size" { "132x43" } else { "attached" }, "{protocol}");
+            if protocol.starts_with("v4") {
+                let status: Value = serde_json::from_str(&text(3)).unwrap();
+                assert_eq!(status["status"], if want_error.is_empty() { "Success" } else { "Failure" });
+            } else {
+                assert_eq!(text(3), want_error, "{protocol}");
+            }
+        }
+    }
 }
 
 #[tokio::test]
@@ -185,4 +233,40 @@ async fn port_forward_over_spdy_and_in_a_websocket() {
     let message = String::from_utf8(tunnelled.read_stream(9).await).unwrap();
     assert!(message.starts_with("error forwarding port 1 to pod"), "{message}");
     echo_through(&mut tunnelled, 13, port).await;
+}
+
+#[tokio::test]
+async fn pods_of_this_node_can_be_reached() {
+    let kubelet = Kubelet::start().await;
+    // The pod's address is 127.0.0.1.
+    let pod = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let to = pod.local_addr().unwrap().to_string();
+    tokio::spawn(async move {
+        let (mut stream, _) = pod.accept().await.unwrap();
+        let mut asked = Vec::new();
+        stream.read_to_end(&mut asked).await.unwrap();
+        asked.reverse();
+        stream.write_all(&asked).await.unwrap();
+    });
+    let mut tunnel = kubelet.tunnel(Who::Certificate("admin"), &to).await.unwrap();
+    tunnel.write_all(b"hello").await.unwrap();
+    tunnel.shutdown().await.unwrap();
+    let mut answer = String::new();
+    tunnel.read_to_string(&mut answer).await.unwrap();
+    assert_eq!(answer, "olleh");
+
+    let refused = async |who: Who<'_>, to: &str| kubelet.tunnel(who, to).await.err().unwrap();
+    let admin = Who::Certificate("admin");
+    assert_eq!(refused(Who::Certificate("reader"), &to).await.0, StatusCode::FORBIDDEN);
+    assert_eq!(refused(Who::Token("wrong"), &to).await.0, StatusCode::UNAUTHORIZED);
+    let no_certificate = (StatusCode::FORBIDDEN, "CONNECT takes a client certificate\n".to_owned());
+    assert_eq!(refused(Who::Token("admin"), &to).await, no_certificate);
+    let elsewhere = (StatusCode::FORBIDDEN, "no pod of this node has the address 127.0.0.9\n".to_owned());
+    assert_eq!(refused(admin, "127.0.0.9:80").await, elsewhere);
+    assert_eq!(refused(admin, "localhost:80").await.0, StatusCode::BAD_REQUEST);
+    let closed = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+    let (status, why) = refused(admin, &closed.to_string()).await;
+    assert_eq!(status, StatusCode::BAD_GATEWAY);
+    assert!(why.contains("Connection refused"), "{why}");
+    assert_eq!(kubelet.get("/nothing").await, (StatusCode::NOT_FOUND, "404 page not found\n".to_owned()));
 }

@@ -15,7 +15,7 @@ use crate::extension::{
     Connector, ExtensionKey, Extensions, MutatingAdmission, ServerHandles, ValidatingAdmission,
     VirtualResource,
 };
-use crate::kubelet_proxy;
+use crate::kubelet_proxy::{self, Dialer};
 use crate::pki::{Pki, PkiError};
 use crate::reviews::{self, ReviewParts};
 
@@ -58,6 +58,8 @@ pub struct AuthStack {
     pub virtual_resources: HashMap<ExtensionKey, Arc<dyn VirtualResource>>,
     /// Logs, exec, attach, port-forward and proxies.
     pub connectors: HashMap<ExtensionKey, Arc<dyn Connector>>,
+    /// The way to pods and services, for whatever calls them.
+    pub dialer: Arc<Dialer>,
     /// OIDC discovery: answers for two paths outside the resource API, after authorization.
     pub openid: Arc<OpenIdDocuments>,
 }
@@ -105,7 +107,8 @@ pub fn build(config: &AuthConfig, handles: &ServerHandles) -> Result<AuthStack, 
         node_restriction: node_restriction.clone(),
         reader: reader.clone(),
     });
-    let connectors = kubelet_proxy::connectors(&config.pki, reader.clone(), authorizer.clone())?;
+    let dialer = Arc::new(Dialer::new(&config.pki, reader.clone())?);
+    let connectors = kubelet_proxy::connectors(dialer.clone(), reader.clone(), authorizer.clone());
     Ok(AuthStack {
         pki: config.pki.clone(),
         authenticator,
@@ -114,6 +117,7 @@ pub fn build(config: &AuthConfig, handles: &ServerHandles) -> Result<AuthStack, 
         validating: admission::validating(&reader, &authorizer),
         virtual_resources,
         connectors,
+        dialer,
         openid,
     })
 }

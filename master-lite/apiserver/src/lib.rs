@@ -31,6 +31,7 @@ mod serve;
 pub mod server;
 pub mod status;
 pub mod stored;
+mod websocket;
 pub mod wire;
 pub mod write;
 

@@ -212,7 +212,7 @@ impl Guard {
 /// The API verb of a method; none for methods that no path here takes.
 pub(super) fn verb(method: &Method) -> Option<&'static str> {
     Some(match method.as_str() {
-        "POST" => "create",
+        "POST" | "CONNECT" => "create",
         "GET" | "HEAD" => "get",
         "PUT" => "update",
         "PATCH" => "patch",

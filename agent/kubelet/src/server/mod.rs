@@ -1,4 +1,4 @@
-//! The kubelet's HTTPS API on port 10250: logs, exec, attach, port-forward, stats, metrics.
+//! The kubelet's HTTPS API on port 10250: logs, exec, attach, port-forward, stats, metrics, and `CONNECT` to pods.
 //!
 //! Each connection may show a client certificate of the cluster's CA; each request is authenticated by it or by a
 //! bearer token, and authorized by a SubjectAccessReview on `nodes/<subresource>` ([`auth`]). Nobody is anonymous.
@@ -7,6 +7,7 @@
 
 mod answer;
 pub mod auth;
+mod connect;
 #[cfg(fuzzing)]
 pub mod fuzzing;
 mod logs;

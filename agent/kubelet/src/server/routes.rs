@@ -8,8 +8,8 @@ use axum::extract::{Path, Request, State};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::Response;
 use axum::routing::{any, get, post};
-use http::StatusCode;
 use http::header::AUTHORIZATION;
+use http::{Method, StatusCode};
 use k8s_openapi::api::core::v1::{Container, ContainerState, Pod, PodStatus};
 use keelson_cri::{ExecRequest, RuntimeService};
 use serde_json::json;
@@ -19,7 +19,7 @@ use super::answer::{json, text, typed};
 use super::auth::{Guard, User, subresources, verb};
 use super::stats::Sampler;
 use super::stream::{Kind, is_upgrade, port_forward, serve_session};
-use super::{Backend, logs, metrics, stats};
+use super::{Backend, connect, logs, metrics, stats};
 
 /// Most output of `/run` that is kept.
 const MAX_RUN_OUTPUT: u64 = 16 << 20;
@@ -59,6 +59,7 @@ pub(super) fn router(backend: Arc<Backend>) -> Router {
         .route("/metrics", get(kubelet_metrics))
         .route("/metrics/resource", get(resource_metrics))
         .route("/configz", get(configz))
+        .fallback(other)
         .layer(from_fn_with_state(app.clone(), gate))
         .with_state(app)
 }
@@ -111,6 +112,14 @@ fn bearer(request: &Request) -> Option<&str> {
     let (scheme, token) = value.split_once(' ')?;
     let token = token.trim();
     (scheme.eq_ignore_ascii_case("bearer") && !token.is_empty()).then_some(token)
+}
+
+/// What has no path: `CONNECT`, whose target is an address.
+async fn other(State(app): Shared, request: Request) -> Response {
+    if *request.method() == Method::CONNECT {
+        return connect::connect(&app.backend, request).await;
+    }
+    text(StatusCode::NOT_FOUND, "404 page not found")
 }
 
 /// The pod, or the answer that there is none.

@@ -22,10 +22,20 @@ use tokio_util::sync::CancellationToken;
 
 pub use spdy::Spdy;
 
+/// How a client says who it is.
+#[derive(Clone, Copy)]
+pub enum Who<'a> {
+    /// A client certificate for that user.
+    Certificate(&'a str),
+    /// A bearer token.
+    Token(&'a str),
+}
+
 /// A running server.
 pub struct Kubelet {
     address: std::net::SocketAddr,
     roots: rustls::RootCertStore,
+    clients: rcgen::Issuer<'static, rcgen::KeyPair>,
     shutdown: CancellationToken,
     _logs: tempfile::TempDir,
 }
@@ -58,22 +68,66 @@ impl Kubelet {
         let address = listener.local_addr().unwrap();
         let shutdown = CancellationToken::new();
         let token = shutdown.clone();
-        let authorities = [certificate.der().clone()];
+        let mut authority = rcgen::CertificateParams::new(Vec::new()).unwrap();
+        authority.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+        let key = rcgen::KeyPair::generate().unwrap();
+        let authorities = [authority.self_signed(&key).unwrap().der().clone()];
+        let clients = rcgen::Issuer::new(authority, key);
         tokio::spawn(async move { serve(listener, backend, serving, &authorities, token).await.unwrap() });
-        Self { address, roots, shutdown, _logs: logs }
+        Self { address, roots, clients, shutdown, _logs: logs }
     }
 
     /// A TLS connection without client certificate.
     pub async fn connect(&self) -> TlsStream<TcpStream> {
+        self.connect_as(Who::Token("")).await
+    }
+
+    /// A TLS connection, with a client certificate if that is who asks.
+    async fn connect_as(&self, who: Who<'_>) -> TlsStream<TcpStream> {
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let config = rustls::ClientConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
             .unwrap()
-            .with_root_certificates(self.roots.clone())
-            .with_no_client_auth();
+            .with_root_certificates(self.roots.clone());
+        let config = match who {
+            Who::Token(_) => config.with_no_client_auth(),
+            Who::Certificate(user) => {
+                let mut params = rcgen::CertificateParams::new(Vec::new()).unwrap();
+                params.distinguished_name = rcgen::DistinguishedName::new();
+                params.distinguished_name.push(rcgen::DnType::CommonName, user);
+                params.extended_key_usages = vec![rcgen::ExtendedKeyUsagePurpose::ClientAuth];
+                let key = rcgen::KeyPair::generate().unwrap();
+                let certificate = params.signed_by(&key, &self.clients).unwrap();
+                let key = rustls_pki_types::PrivateKeyDer::try_from(key.serialize_der()).unwrap();
+                config.with_client_auth_cert(vec![certificate.der().clone()], key).unwrap()
+            }
+        };
         let stream = TcpStream::connect(self.address).await.unwrap();
         let name = ServerName::try_from("localhost").unwrap();
         TlsConnector::from(Arc::new(config)).connect(name, stream).await.unwrap()
+    }
+
+    /// CONNECT to that address: the tunnel, or why not.
+    pub async fn tunnel(
+        &self,
+        who: Who<'_>,
+        to: &str,
+    ) -> Result<TokioIo<hyper::upgrade::Upgraded>, (StatusCode, String)> {
+        let (mut sender, connection) =
+            hyper::client::conn::http1::handshake(TokioIo::new(self.connect_as(who).await)).await.unwrap();
+        tokio::spawn(connection.with_upgrades());
+        let mut request = Request::connect(to).header("host", to);
+        if let Who::Token(token) = who {
+            request = request.header("authorization", format!("Bearer {token}"));
+        }
+        let response =
+            sender.send_request(request.body(Empty::<bytes::Bytes>::new()).unwrap()).await.unwrap();
+        if response.status() == StatusCode::OK {
+            return Ok(TokioIo::new(hyper::upgrade::on(response).await.unwrap()));
+        }
+        let status = response.status();
+        let body = response.into_body().collect().await.unwrap().to_bytes();
+        Err((status, String::from_utf8(body.to_vec()).unwrap()))
     }
 
     /// GET as somebody who may everything.
@@ -104,7 +158,7 @@ impl Drop for Kubelet {
     }
 }
 
-/// A WebSocket with that one protocol offered, and the protocol chosen; or the status of the refusal.
+/// A WebSocket with that one protocol offered ("": none), and the protocol chosen; or the status of the refusal.
 pub async fn connect_websocket(
     kubelet: &Kubelet,
     protocol: &str,
@@ -113,12 +167,14 @@ pub async fn connect_websocket(
     use tokio_tungstenite::tungstenite::Error;
     use tokio_tungstenite::tungstenite::client::IntoClientRequest;
     let mut request = format!("wss://localhost{path}").into_client_request().unwrap();
-    request.headers_mut().insert("sec-websocket-protocol", protocol.parse().unwrap());
+    if !protocol.is_empty() {
+        request.headers_mut().insert("sec-websocket-protocol", protocol.parse().unwrap());
+    }
     request.headers_mut().insert("authorization", "Bearer admin".parse().unwrap());
     match tokio_tungstenite::client_async(request, kubelet.connect().await).await {
         Ok((socket, response)) => {
-            let chosen = response.headers()["sec-websocket-protocol"].to_str().unwrap().to_owned();
-            Ok((socket, chosen))
+            let chosen = response.headers().get("sec-websocket-protocol");
+            Ok((socket, chosen.map(|name| name.to_str().unwrap().to_owned()).unwrap_or_default()))
         }
         Err(Error::Http(response)) => Err(response.status()),
         Err(error) => panic!("{error}"),
@@ -161,7 +217,7 @@ impl PodSource for OnePod {
     }
 }
 
-/// Token `admin` may everything, `reader` may read stats.
+/// `admin` may everything, `reader` may read stats; both have a token.
 struct Reviews;
 
 #[async_trait::async_trait]

@@ -87,7 +87,7 @@ impl RuntimeService for FakeRuntime {
             metadata: metadata(),
             state: PodSandboxState::Ready,
             created_at: SystemTime::UNIX_EPOCH,
-            ips: Vec::new(),
+            ips: vec![[127, 0, 0, 1].into()],
             labels: Default::default(),
             annotations: Default::default(),
         }])

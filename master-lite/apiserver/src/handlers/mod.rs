@@ -29,6 +29,7 @@ use crate::options::Query;
 use crate::present::{IncludeObject, Presenter};
 use crate::request_info::parse_query;
 use crate::status::{Result, StatusError};
+use crate::websocket::{Content, Upgrade};
 
 /// Most bytes of a request's body, as upstream has it.
 const BODY_LIMIT: usize = 3 * 1024 * 1024;
@@ -134,7 +135,7 @@ fn refusal(user: &UserInfo, info: &RequestInfo, why: &str) -> StatusError {
 }
 
 impl Call {
-    async fn dispatch(mut self, request: Request<Body>) -> Result<Response<Body>> {
+    async fn dispatch(mut self, mut request: Request<Body>) -> Result<Response<Body>> {
         if openapi::is_openapi(&self.info.path) && request.method() == http::Method::GET {
             return openapi::answer(&self).await;
         }
@@ -154,16 +155,26 @@ impl Call {
         {
             return Ok(nonresource::no_such_page());
         }
+        let mut upgrade = None;
         if special::connector(&self).is_none() {
-            // Before anything is done: who can't take the answer gets 406 and no change.
-            let protobuf = codec::has_protobuf(&row.gvk(&self.info.version));
+            let watch = self.info.verb == "watch";
+            if watch {
+                upgrade = Upgrade::of(&mut request, Content::Events)?;
+            }
+            // Events go over a WebSocket as text.
+            let protobuf = codec::has_protobuf(&row.gvk(&self.info.version)) && upgrade.is_none();
             let offer = Offer { protobuf, shapes: true };
-            self.form = match self.info.verb.as_str() {
-                "watch" => negotiate::stream_form(&self.headers, offer)?,
-                _ => negotiate::form(&self.headers, offer)?,
+            // Before anything is done: who can't take the answer gets 406 and no change.
+            self.form = match watch {
+                true => negotiate::stream_form(&self.headers, offer)?,
+                false => negotiate::form(&self.headers, offer)?,
             };
         }
-        special::route(&self, &row, request).await
+        let answer = special::route(&self, &row, request).await?;
+        match upgrade {
+            Some(upgrade) => upgrade.answer(answer),
+            None => Ok(answer),
+        }
     }
 
     /// The view in the form the client wants.

@@ -1,9 +1,10 @@
-//! Where a request goes: pure functions over pods, nodes and endpoints.
+//! Where a request goes: pure functions over pods, nodes and services.
 
 use std::net::IpAddr;
 
 use serde_json::Value;
 
+use super::service::port_name;
 use crate::authz::rbac::text;
 use crate::authz::relations::containers;
 use crate::extension::{Result, StatusError};
@@ -100,35 +101,10 @@ pub(super) fn pod_address(pod: &Value, scheme: &str, port: &str) -> Result<(IpAd
 /// The name of a service's port, given its name or number.
 pub(super) fn service_port(service: &Value, port: &str) -> Result<String> {
     let Ok(number) = port.parse::<u64>() else { return Ok(port.to_owned()) };
-    let ports = service["spec"]["ports"].as_array().into_iter().flatten();
-    ports
-        .into_iter()
-        .find(|p| p["port"].as_u64() == Some(number))
-        .map(|p| text(p, "/name").to_owned())
-        .ok_or_else(|| {
-            let name = text(service, "/metadata/name");
-            StatusError::service_unavailable(format!("no service port {number} found for service {name:?}"))
-        })
-}
-
-/// Every ready address of a service's port. Only addresses that stand for a pod count: an Endpoints object that a user
-/// wrote must not lead the server anywhere else.
-pub(super) fn endpoints(endpoints: &Value, port_name: &str) -> Vec<(IpAddr, u16)> {
-    let subsets = endpoints["subsets"].as_array().into_iter().flatten();
-    let mut out = Vec::new();
-    for subset in subsets {
-        let port = subset["ports"].as_array().into_iter().flatten().find(|p| text(p, "/name") == port_name);
-        let Some(port) = port.and_then(|p| p["port"].as_u64()).and_then(|p| u16::try_from(p).ok()) else {
-            continue;
-        };
-        for address in subset["addresses"].as_array().into_iter().flatten() {
-            let ip: Option<IpAddr> = text(address, "/ip").parse().ok();
-            if let Some(ip) = ip.filter(|ip| address["targetRef"]["kind"] == "Pod" && is_global_unicast(ip)) {
-                out.push((ip, port));
-            }
-        }
-    }
-    out
+    port_name(service, number).map(str::to_owned).ok_or_else(|| {
+        let name = text(service, "/metadata/name");
+        StatusError::service_unavailable(format!("no service port {number} found for service {name:?}"))
+    })
 }
 
 #[cfg(test)]
@@ -206,9 +182,5 @@ mod tests {
         ] {
             assert_eq!(is_global_unicast(&ip.parse().unwrap()), want, "{ip}");
         }
-        let object = json!({"subsets": [{"ports": [{"name": "web", "port": 80}], "addresses": [
-            {"ip": "10.0.0.1", "targetRef": {"kind": "Pod"}}, {"ip": "10.0.0.2"}, {"ip": "127.0.0.1", "targetRef": {"kind": "Pod"}}]}]});
-        assert_eq!(endpoints(&object, "web"), [([10, 0, 0, 1].into(), 80)]);
-        assert_eq!(endpoints(&object, "other"), []);
     }
 }

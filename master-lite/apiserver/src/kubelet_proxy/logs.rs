@@ -11,12 +11,13 @@ use keelson_api::meta::GroupVersionKind;
 use serde_json::json;
 
 use super::Backend;
-use super::dial::Security;
+use super::dial::Trust;
 use super::location::{container, kubelet};
 use super::relay::{Destination, relay};
 use super::streams::{authority, flag};
 use crate::authz::rbac::text;
 use crate::extension::{Body, Connector, RequestContext, Result, StatusError, full_body};
+use crate::websocket::{Content, Upgrade};
 
 /// A kubelet answers at once, before the first line.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -41,8 +42,9 @@ impl Connector for Logs {
         &["get"]
     }
 
-    async fn connect(&self, context: &RequestContext, request: Request<Body>) -> Result<Response<Body>> {
+    async fn connect(&self, context: &RequestContext, mut request: Request<Body>) -> Result<Response<Body>> {
         let (namespace, name) = (context.info.namespace.as_str(), context.info.name.as_str());
+        let upgrade = Upgrade::of(&mut request, Content::Stream)?;
         let query = query(name, &context.query)?;
         let pod = self.backend.get("pods", Some(namespace), name)?;
         let container = container(&pod, context.query("container").unwrap_or_default())?;
@@ -60,8 +62,8 @@ impl Connector for Logs {
             target = format!("{target}?{query}");
         }
         let trusting = flag(&context.query, "insecureSkipTLSVerifyBackend");
-        let security = if trusting { Security::KubeletUnverified } else { Security::Kubelet };
-        let sender = self.backend.dialer.connect(&host, port, security).await?;
+        let trust = if trusting { Trust::Anyone } else { Trust::Signed };
+        let sender = self.backend.dialer.kubelet(&host, port, trust).await?;
         // Of the client's request nothing but the parameters goes on.
         let mut onward = Request::new(full_body(bytes::Bytes::new()));
         *onward.method_mut() = http::Method::GET;
@@ -74,7 +76,10 @@ impl Connector for Logs {
         }
         let mut response = Response::new(answer.into_body());
         response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain"));
-        Ok(response)
+        match upgrade {
+            Some(upgrade) => upgrade.answer(response),
+            None => Ok(response),
+        }
     }
 }
 

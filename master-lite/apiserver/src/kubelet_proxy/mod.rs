@@ -9,6 +9,8 @@ mod location;
 mod logs;
 mod proxy;
 mod relay;
+mod rewrite;
+mod service;
 mod streams;
 
 use std::collections::HashMap;
@@ -22,14 +24,15 @@ use crate::extension::{
     AuthorizerAttributes, Connector, Decision, ExtensionKey, ObjectReader, RequestContext, Result,
     StatusError,
 };
-use crate::pki::{Pki, PkiError};
-use dial::Dialer;
+
+pub use dial::{DialError, Dialer, Duplex, Endpoint};
+pub use service::ServiceError;
 
 /// What the connectors share.
 pub(crate) struct Backend {
     reader: Arc<dyn ObjectReader>,
     authorizer: Arc<ClusterAuthorizer>,
-    dialer: Dialer,
+    dialer: Arc<Dialer>,
 }
 
 impl Backend {
@@ -56,19 +59,16 @@ impl Backend {
 }
 
 /// All connectors by their subresource.
-///
-/// # Errors
-/// When the certificate shown to kubelets can't be used.
 pub fn connectors(
-    pki: &Pki,
+    dialer: Arc<Dialer>,
     reader: Arc<dyn ObjectReader>,
     authorizer: Arc<ClusterAuthorizer>,
-) -> Result<HashMap<ExtensionKey, Arc<dyn Connector>>, PkiError> {
-    let backend = Arc::new(Backend { reader, authorizer, dialer: Dialer::new(pki)? });
+) -> HashMap<ExtensionKey, Arc<dyn Connector>> {
+    let backend = Arc::new(Backend { reader, authorizer, dialer });
     let key = |resource: &str, subresource: &str| (GroupResource::new("", resource), subresource.to_owned());
     let stream = |kind| Arc::new(streams::Stream::new(backend.clone(), kind)) as Arc<dyn Connector>;
     let proxy = |target| Arc::new(proxy::Proxy::new(backend.clone(), target)) as Arc<dyn Connector>;
-    Ok(HashMap::from([
+    HashMap::from([
         (key("pods", "log"), Arc::new(logs::Logs::new(backend.clone())) as Arc<dyn Connector>),
         (key("pods", "exec"), stream(streams::Kind::Exec)),
         (key("pods", "attach"), stream(streams::Kind::Attach)),
@@ -76,14 +76,14 @@ pub fn connectors(
         (key("pods", "proxy"), proxy(proxy::Target::Pod)),
         (key("services", "proxy"), proxy(proxy::Target::Service)),
         (key("nodes", "proxy"), proxy(proxy::Target::Node)),
-    ]))
+    ])
 }
 
 #[cfg(test)]
 mod tests {
     use std::convert::Infallible;
 
-    use http::{Request, Response, StatusCode};
+    use http::{Method, Request, Response, StatusCode};
     use http_body_util::BodyExt as _;
     use hyper::body::Incoming;
     use hyper::service::service_fn;
@@ -96,7 +96,7 @@ mod tests {
     use super::*;
     use crate::authz::fake::FakeReader;
     use crate::extension::{Body, RequestInfo, UserInfo, full_body};
-    use crate::pki::{PkiConfig, Profile, Usage};
+    use crate::pki::{Pki, PkiConfig, Profile, Usage};
 
     fn pki(dir: &std::path::Path) -> Pki {
         Pki::load_or_create(&PkiConfig {
@@ -109,10 +109,55 @@ mod tests {
         .unwrap()
     }
 
-    /// Answers with what it was asked, refuses the container `sick`, and echoes upgraded bytes.
+    /// What listens in a pod: a page that says what was asked, a redirect, or an echo of upgraded bytes.
+    async fn pod(mut request: Request<Incoming>) -> Result<Response<Body>, Infallible> {
+        let header = |name: &str| {
+            let value = request.headers().get(name).and_then(|value| value.to_str().ok());
+            value.unwrap_or("-").to_owned()
+        };
+        let (host, path, token) = (header("host"), header("x-forwarded-uri"), header("authorization"));
+        let page = format!("{} {} {host} {path} {token} <a href=\"/y\">", request.method(), request.uri());
+        let mut response = Response::new(full_body(page));
+        response.headers_mut().insert("content-type", "text/html".parse().unwrap());
+        if request.uri().path() == "/moved" {
+            *response.status_mut() = StatusCode::FOUND;
+            response.headers_mut().insert("location", "/here?x=1".parse().unwrap());
+        }
+        if headers::is_upgrade(request.headers()) {
+            *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+            *response.body_mut() = full_body("");
+            for name in ["connection", "upgrade"] {
+                response.headers_mut().insert(name, request.headers()[name].clone());
+            }
+            tokio::spawn(async move {
+                let mut stream = TokioIo::new(hyper::upgrade::on(&mut request).await.unwrap());
+                let mut buf = [0; 4];
+                stream.read_exact(&mut buf).await.unwrap();
+                stream.write_all(&buf).await.unwrap();
+            });
+        }
+        Ok(response)
+    }
+
+    /// A kubelet. Answers with what it was asked, opens a way to the pod 10.9.9.9, refuses the container `sick`, and echoes upgraded bytes.
     async fn kubelet(mut request: Request<Incoming>) -> Result<Response<Body>, Infallible> {
         let uri = request.uri().to_string();
         let mut response = Response::new(full_body(format!("{} {uri}", request.method())));
+        if request.method() == Method::CONNECT {
+            if uri != "10.9.9.9:80" {
+                *response.status_mut() = StatusCode::BAD_GATEWAY;
+                *response.body_mut() = full_body(format!("dial tcp {uri}: connection refused\n"));
+                return Ok(response);
+            }
+            *response.body_mut() = full_body("");
+            tokio::spawn(async move {
+                let stream = hyper::upgrade::on(&mut request).await.unwrap();
+                let serve =
+                    hyper::server::conn::http1::Builder::new().serve_connection(stream, service_fn(pod));
+                let _ = serve.with_upgrades().await;
+            });
+            return Ok(response);
+        }
         if uri.contains("/sick") {
             *response.status_mut() = StatusCode::BAD_REQUEST;
             *response.body_mut() = full_body("container \"sick\" in pod \"p\" is waiting to start");
@@ -194,7 +239,128 @@ mod tests {
                 "daemonEndpoints": {"kubeletEndpoint": {"Port": port}}}}),
             ),
         ]));
-        connectors(pki, reader.clone(), Arc::new(ClusterAuthorizer::new(reader))).unwrap()
+        connectors_over(pki, reader)
+    }
+
+    fn connectors_over(
+        pki: &Pki,
+        reader: Arc<dyn ObjectReader>,
+    ) -> HashMap<ExtensionKey, Arc<dyn Connector>> {
+        let dialer = Arc::new(Dialer::new(pki, reader.clone()).unwrap());
+        connectors(dialer, reader.clone(), Arc::new(ClusterAuthorizer::new(reader)))
+    }
+
+    /// Two pods on one node, one of which refuses, and a service for each.
+    fn pods_behind(pki: &Pki, port: u16) -> HashMap<ExtensionKey, Arc<dyn Connector>> {
+        let pod = |name: &str, ip: &str| {
+            let status = json!({"podIP": ip, "podIPs": [{"ip": ip}]});
+            let metadata = json!({"name": name, "namespace": "a"});
+            ("", "pods", json!({"metadata": metadata, "spec": {"nodeName": "n1"}, "status": status}))
+        };
+        let service = |name: &str| {
+            let ports = json!([{"name": "web", "port": 8080, "targetPort": 80}]);
+            ("", "services", json!({"metadata": {"name": name, "namespace": "a"}, "spec": {"ports": ports}}))
+        };
+        let slice = |name: &str, ip: &str, ready: bool| {
+            let labels = json!({"kubernetes.io/service-name": name});
+            let endpoint = json!({"addresses": [ip], "nodeName": "n1", "conditions": {"ready": ready},
+                "targetRef": {"kind": "Pod", "name": name}});
+            let slice = json!({"metadata": {"name": name, "namespace": "a", "labels": labels},
+                "addressType": "IPv4", "ports": [{"name": "web", "port": 80}], "endpoints": [endpoint]});
+            ("discovery.k8s.io", "endpointslices", slice)
+        };
+        let addresses = json!([{"type": "InternalIP", "address": "127.0.0.1"}]);
+        let status = json!({"addresses": addresses, "daemonEndpoints": {"kubeletEndpoint": {"Port": port}}});
+        let reader: Arc<dyn ObjectReader> = Arc::new(FakeReader::new(vec![
+            ("", "nodes", json!({"metadata": {"name": "n1"}, "status": status})),
+            pod("web", "10.9.9.9"),
+            pod("dead", "10.9.9.8"),
+            pod("local", "127.0.0.1"),
+            service("web"),
+            service("dead"),
+            service("idle"),
+            slice("web", "10.9.9.9", true),
+            slice("dead", "10.9.9.8", true),
+            slice("idle", "10.9.9.9", false),
+        ]));
+        connectors_over(pki, reader)
+    }
+
+    #[tokio::test]
+    async fn pods_and_services_are_reached_through_the_node() {
+        let dir = tempfile::tempdir().unwrap();
+        let pki = pki(dir.path());
+        let connectors = pods_behind(&pki, start_kubelet(&pki, "127.0.0.1").await);
+        // Status and Location or body; of an error its code and message.
+        let ask = async |method: &str, resource: &str, name: &str, rest: &str| {
+            let connector = &connectors[&(GroupResource::new("", resource), "proxy".to_owned())];
+            let mut context = context("x", "get", name, &[]);
+            (context.info.resource, context.info.subresource) = (resource.into(), "proxy".into());
+            let request = Request::builder()
+                .method(method)
+                .uri(format!("/api/v1/namespaces/a/{resource}/{name}/proxy{rest}"))
+                .header("host", "api:6443")
+                .header("authorization", "Bearer secret")
+                .body(full_body(""))
+                .unwrap();
+            match connector.connect(&context, request).await {
+                Ok(answer) => {
+                    let status = answer.status().as_u16();
+                    let location = answer.headers().get("location").cloned();
+                    let body = answer.into_body().collect().await.unwrap().to_bytes();
+                    let body = String::from_utf8(body.to_vec()).unwrap();
+                    (status, location.map_or(body, |location| location.to_str().unwrap().to_owned()))
+                }
+                Err(error) => (error.code, error.message),
+            }
+        };
+        let pods = "/api/v1/namespaces/a/pods";
+        let services = "/api/v1/namespaces/a/services";
+        assert_eq!(
+            ask("GET", "pods", "web", "/x%2Fy?q=1").await,
+            (
+                200,
+                format!("GET /x%2Fy?q=1 api:6443 {pods}/web/proxy/x%2Fy - <a href=\"{pods}/web/proxy/y\">")
+            )
+        );
+        for name in ["web:web", "web:8080", "http:web:web"] {
+            assert_eq!(
+                ask("POST", "services", name, "/").await,
+                (
+                    200,
+                    format!(
+                        "POST / api:6443 {services}/{name}/proxy/ - <a href=\"{services}/{name}/proxy/y\">"
+                    )
+                )
+            );
+        }
+        assert_eq!(
+            ask("GET", "pods", "web:80", "/moved").await,
+            (302, format!("{pods}/web:80/proxy/here?x=1"))
+        );
+        assert_eq!(ask("GET", "pods", "web", "?q=1").await, (301, format!("{pods}/web/proxy/?q=1")));
+        // Anything else without the slash goes on: a redirect would lose its body.
+        assert_eq!(ask("DELETE", "pods", "web", "").await.0, 200);
+
+        let refused = |id: &str| format!("no endpoints available for service {id:?}");
+        assert_eq!(ask("GET", "services", "idle:web", "/").await, (503, refused("idle:web")));
+        assert_eq!(ask("GET", "services", "web", "/").await, (503, refused("web")));
+        assert_eq!(
+            ask("GET", "services", "web:81", "/").await,
+            (503, "no service port 81 found for service \"web\"".to_owned())
+        );
+        assert_eq!(
+            ask("GET", "services", "ftp:web:web", "/").await,
+            (400, "invalid service request \"ftp:web:web\"".to_owned())
+        );
+        assert_eq!(ask("GET", "pods", "gone", "/").await.0, 404);
+        assert_eq!(ask("GET", "pods", "local:80", "/").await, (400, "address not allowed".to_owned()));
+        let (code, message) = ask("GET", "services", "dead:web", "/").await;
+        assert_eq!(code, 503);
+        assert!(
+            message.starts_with("error trying to reach service: dial tcp 10.9.9.8:80: connection refused"),
+            "{message}"
+        );
     }
 
     fn context(user: &str, verb: &str, name: &str, query: &[(&str, &str)]) -> RequestContext {
@@ -259,25 +425,19 @@ mod tests {
         }
     }
 
-    #[tokio::test]
-    async fn exec_joins_both_streams() {
-        let dir = tempfile::tempdir().unwrap();
-        let pki = pki(dir.path());
-        let port = start_kubelet(&pki, "127.0.0.1").await;
-        let exec = connectors_for(&pki, port)[&(GroupResource::new("", "pods"), "exec".to_owned())].clone();
+    /// A client of a server that answers everything by that connector.
+    async fn client_of(
+        connector: Arc<dyn Connector>,
+        context: RequestContext,
+    ) -> hyper::client::conn::http1::SendRequest<Body> {
         let (near, far) = tokio::io::duplex(4096);
+        let context = Arc::new(context);
         tokio::spawn(async move {
             let service = service_fn(move |request: Request<Incoming>| {
-                let exec = exec.clone();
+                let (connector, context) = (connector.clone(), context.clone());
                 async move {
                     let request = request.map(|body| body.map_err(Into::into).boxed_unsync());
-                    let context = context(
-                        "root",
-                        "get",
-                        "p",
-                        &[("container", "c"), ("command", "sh"), ("stdin", "true")],
-                    );
-                    Ok::<_, Infallible>(exec.connect(&context, request).await.unwrap())
+                    Ok::<_, Infallible>(connector.connect(&context, request).await.unwrap())
                 }
             });
             hyper::server::conn::http1::Builder::new()
@@ -285,23 +445,57 @@ mod tests {
                 .with_upgrades()
                 .await
         });
-        let (mut sender, connection) =
+        let (sender, connection) =
             hyper::client::conn::http1::handshake::<_, Body>(TokioIo::new(near)).await.unwrap();
         tokio::spawn(connection.with_upgrades());
-        let request = Request::get("/x")
-            .header("connection", "Upgrade")
-            .header("upgrade", "SPDY/3.1")
-            .body(full_body(""))
-            .unwrap();
-        let mut answer = sender.send_request(request).await.unwrap();
-        assert_eq!(answer.status(), StatusCode::SWITCHING_PROTOCOLS);
-        assert_eq!(answer.headers()["upgrade"], "SPDY/3.1");
-        assert_eq!(answer.headers()["x-target"], "/exec/a/p/c?input=1&command=sh");
+        sender
+    }
+
+    /// Sends four bytes over the upgraded connection, and has them back.
+    async fn echoes(mut answer: Response<Incoming>) {
         let mut stream = TokioIo::new(hyper::upgrade::on(&mut answer).await.unwrap());
         stream.write_all(b"ping").await.unwrap();
         let mut buf = [0; 4];
         stream.read_exact(&mut buf).await.unwrap();
         assert_eq!(&buf, b"ping");
+    }
+
+    #[tokio::test]
+    async fn exec_joins_both_streams() {
+        let dir = tempfile::tempdir().unwrap();
+        let pki = pki(dir.path());
+        let port = start_kubelet(&pki, "127.0.0.1").await;
+        let exec = connectors_for(&pki, port)[&(GroupResource::new("", "pods"), "exec".to_owned())].clone();
+        let query = [("container", "c"), ("command", "sh"), ("stdin", "true")];
+        let mut sender = client_of(exec, context("root", "get", "p", &query)).await;
+        let request = Request::get("/x")
+            .header("connection", "Upgrade")
+            .header("upgrade", "SPDY/3.1")
+            .body(full_body(""))
+            .unwrap();
+        let answer = sender.send_request(request).await.unwrap();
+        assert_eq!(answer.status(), StatusCode::SWITCHING_PROTOCOLS);
+        assert_eq!(answer.headers()["upgrade"], "SPDY/3.1");
+        assert_eq!(answer.headers()["x-target"], "/exec/a/p/c?input=1&command=sh");
+        echoes(answer).await;
+    }
+
+    #[tokio::test]
+    async fn a_websocket_reaches_a_pod() {
+        let dir = tempfile::tempdir().unwrap();
+        let pki = pki(dir.path());
+        let connectors = pods_behind(&pki, start_kubelet(&pki, "127.0.0.1").await);
+        let proxy = connectors[&(GroupResource::new("", "pods"), "proxy".to_owned())].clone();
+        let mut sender = client_of(proxy, context("root", "get", "web:80", &[])).await;
+        let request = Request::get("/api/v1/namespaces/a/pods/web:80/proxy/ws")
+            .header("host", "api:6443")
+            .header("connection", "Upgrade")
+            .header("upgrade", "websocket")
+            .body(full_body(""))
+            .unwrap();
+        let answer = sender.send_request(request).await.unwrap();
+        assert_eq!(answer.status(), StatusCode::SWITCHING_PROTOCOLS);
+        echoes(answer).await;
     }
 
     #[tokio::test]

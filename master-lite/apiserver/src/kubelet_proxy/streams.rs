@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use http::{Request, Response};
 
-use super::dial::Security;
+use super::dial::Trust;
 use super::location::{container, kubelet};
 use super::relay::{Destination, relay};
 use super::{Backend, logs::encode};
@@ -68,7 +68,7 @@ impl Connector for Stream {
         if !query.is_empty() {
             target = format!("{target}?{query}");
         }
-        let sender = self.backend.dialer.connect(&host, port, Security::Kubelet).await?;
+        let sender = self.backend.dialer.kubelet(&host, port, Trust::Signed).await?;
         relay(request, Destination { sender, authority: authority(&host, port), target, patience: PATIENCE })
             .await
     }

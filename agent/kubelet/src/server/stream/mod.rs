@@ -18,6 +18,7 @@ pub(super) use pipe::{ByteReader, PacketWriter};
 pub(super) use port_forward::port_forward;
 pub(super) use session::{Kind, serve_session};
 pub(super) use upgrade::is_upgrade;
+pub(super) use websocket::idled;
 
 use std::time::Duration;
 

@@ -19,11 +19,7 @@ impl Ending {
         if json {
             return self.status().to_string().into_bytes();
         }
-        match self {
-            Self::Success => Vec::new(),
-            Self::ExitCode(code) => format!("command terminated with exit code {code}").into_bytes(),
-            Self::Failed(message) => message.clone().into_bytes(),
-        }
+        self.status()["message"].as_str().unwrap_or_default().as_bytes().to_vec()
     }
 
     fn status(&self) -> Value {
@@ -62,6 +58,12 @@ mod tests {
         assert_eq!(failed["reason"], "NonZeroExitCode");
         assert_eq!(failed["details"]["causes"][0], json!({ "reason": "ExitCode", "message": "3" }));
         assert_eq!(parse(Ending::Failed("x".to_owned()))["reason"], "InternalError");
-        assert!(Ending::Success.encode(false).is_empty());
+        let bare = |ending: Ending| String::from_utf8(ending.encode(false)).unwrap();
+        assert_eq!(bare(Ending::Success), "");
+        assert_eq!(
+            bare(Ending::ExitCode(3)),
+            "command terminated with non-zero exit code: command terminated with exit code 3"
+        );
+        assert_eq!(bare(Ending::Failed("x".to_owned())), "Internal error occurred: x");
     }
 }
