@@ -63,6 +63,7 @@ pub async fn build(mut config: Config, shutdown: CancellationToken) -> anyhow::R
         node_ips: config.node_ips.clone(),
         allocatable: node.allocatable(),
         memory_capacity: node.machine().memory,
+        pid_capacity: keelson_kubelet::node::pid_capacity(),
         // Mounted by the kernel where SELinux is enabled.
         selinux: std::path::Path::new("/sys/fs/selinux/enforce").exists(),
         ..config.pods.clone()

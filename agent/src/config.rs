@@ -87,6 +87,7 @@ impl Config {
                 cluster_dns: flags.cluster_dns.clone(),
                 cluster_domain: flags.cluster_domain.clone(),
                 resolv_conf: flags.resolv_conf.clone(),
+                pod_pids_limit: (flags.pod_max_pids > 0).then_some(flags.pod_max_pids),
                 ..PodManagerConfig::new(name.clone(), Vec::new())
             },
             api: ApiConfig {
@@ -201,6 +202,7 @@ fn configz(flags: &Flags) -> serde_json::Value {
         "cgroupRoot": flags.cgroup_root,
         "cgroupsPerQOS": true,
         "maxPods": flags.max_pods,
+        "podPidsLimit": flags.pod_max_pids,
         "resolvConf": flags.resolv_conf,
         "failSwapOn": false,
     })

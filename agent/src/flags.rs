@@ -42,6 +42,9 @@ pub struct Flags {
     /// Most pods on this node
     #[arg(long, default_value_t = 110)]
     pub max_pods: u32,
+    /// Most processes of a pod; -1: no limit but the node's own
+    #[arg(long, default_value_t = -1, allow_hyphen_values = true)]
+    pub pod_max_pids: i64,
     /// Thresholds at which the node reports pressure, such as memory.available<100Mi,nodefs.available<10%
     #[arg(long)]
     pub eviction_hard: Option<String>,

@@ -436,6 +436,12 @@ pub trait RuntimeService: Send + Sync {
     async fn list_containers(&self, sandbox_id: Option<&str>) -> Result<Vec<ContainerStatus>>;
     /// Changes limits of a live container.
     async fn update_container_resources(&self, container_id: &str, resources: LinuxResources) -> Result<()>;
+    /// Changes limits of a live sandbox's own cgroup, the one around its containers: what is not given stays (CRI
+    /// UpdatePodSandboxResources).
+    async fn update_pod_sandbox_resources(&self, sandbox_id: &str, resources: LinuxResources) -> Result<()>;
+    /// Makes a cgroup above those of pods, unless it is there, and sets its limits; `cgroup` is relative to the runtime's
+    /// cgroup root. Not of CRI, whose kubelet writes cgroups by itself.
+    async fn update_cgroup(&self, cgroup: &str, resources: LinuxResources) -> Result<()>;
     /// Runs a command in a live container.
     async fn exec(&self, container_id: &str, request: ExecRequest) -> Result<StreamSession>;
     /// Joins a live container's stdio.

@@ -111,6 +111,20 @@ impl Tree {
         Ok(())
     }
 
+    /// Sets limits of a pod's cgroup or of one above pods. What upstream's kubelet writes by itself has its own, linear
+    /// mapping of shares to weights (`getCPUWeight`, `pkg/kubelet/cm/cgroup_manager_linux.go`); containers have OCI's.
+    pub fn apply_above_containers(&self, relative: &str, resources: &LinuxResources) -> Result<(), CriError> {
+        let rest = LinuxResources { cpu_shares: None, ..resources.clone() };
+        self.apply(relative, &rest)?;
+        match resources.cpu_shares.filter(|_| self.available.contains("cpu")) {
+            Some(shares) => {
+                std::fs::write(self.path(relative).join("cpu.weight"), linear_weight(shares).to_string())
+                    .map_err(internal(format!("{relative}/cpu.weight")))
+            }
+            None => Ok(()),
+        }
+    }
+
     /// Kills everything in a cgroup and below, and waits (bounded) until it is empty. Idempotent.
     pub async fn kill(&self, relative: &str) -> Result<(), CriError> {
         let path = self.path(relative);
@@ -164,6 +178,11 @@ impl Tree {
             rootfs_used: None,
         }
     }
+}
+
+/// Shares of 2..=262144 as a weight of 1..=10000.
+fn linear_weight(shares: u64) -> u64 {
+    1 + (shares.clamp(2, 262_144) - 2) * 9999 / 262_142
 }
 
 fn populated(path: &Path) -> bool {
@@ -286,6 +305,17 @@ mod tests {
             let (root, tree) = fake("cpu", &["cpu.weight"]);
             tree.apply("pod", &LinuxResources { cpu_shares: Some(shares), ..LinuxResources::default() })
                 .unwrap();
+            assert_eq!(std::fs::read_to_string(root.join("pod/cpu.weight")).unwrap(), weight);
+            std::fs::remove_dir_all(root).unwrap();
+        }
+    }
+
+    #[test]
+    fn weights_above_containers_are_linear() {
+        for (shares, weight) in [(2, "1"), (256, "10"), (1024, "39"), (262_144, "10000")] {
+            let (root, tree) = fake("cpu", &["cpu.weight"]);
+            let resources = LinuxResources { cpu_shares: Some(shares), ..LinuxResources::default() };
+            tree.apply_above_containers("pod", &resources).unwrap();
             assert_eq!(std::fs::read_to_string(root.join("pod/cpu.weight")).unwrap(), weight);
             std::fs::remove_dir_all(root).unwrap();
         }

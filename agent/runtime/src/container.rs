@@ -516,6 +516,19 @@ impl Runtime {
         self.save_container(&container)
     }
 
+    /// CRI UpdatePodSandboxResources: everything that `update` gives, or nothing.
+    pub(crate) async fn update_sandbox_resources(&self, id: &str, update: LinuxResources) -> Result<()> {
+        let sandbox = self.sandbox(id)?;
+        let _changing = sandbox.changing.lock().await;
+        sandbox.live()?;
+        self.cgroups.apply_above_containers(&sandbox.cgroup(), &update)?;
+        {
+            let mut record = lock(&sandbox.record);
+            record.config.resources = std::mem::take(&mut record.config.resources).updated(update);
+        }
+        self.save_sandbox(&sandbox)
+    }
+
     /// CRI ReopenContainerLog.
     pub(crate) async fn reopen_log(&self, id: &str) -> Result<()> {
         let container = self.container(id)?;

@@ -149,7 +149,7 @@ impl Runtime {
         let podinit_cgroup = sandbox.podinit_cgroup();
         phase_of("sandbox.cgroup", || {
             self.cgroups.create(&cgroup)?;
-            self.cgroups.apply(&cgroup, &config.resources)?;
+            self.cgroups.apply_above_containers(&cgroup, &config.resources)?;
             self.cgroups.create(&podinit_cgroup)
         })?;
 

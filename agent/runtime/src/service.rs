@@ -66,6 +66,15 @@ impl RuntimeService for Runtime {
         self.update_resources(container_id, resources).await
     }
 
+    async fn update_pod_sandbox_resources(&self, sandbox_id: &str, resources: LinuxResources) -> Result<()> {
+        self.update_sandbox_resources(sandbox_id, resources).await
+    }
+
+    async fn update_cgroup(&self, cgroup: &str, resources: LinuxResources) -> Result<()> {
+        self.cgroups.create(cgroup)?;
+        self.cgroups.apply_above_containers(cgroup, &resources)
+    }
+
     async fn exec(&self, container_id: &str, request: ExecRequest) -> Result<StreamSession> {
         self.run_exec(container_id, request).await
     }

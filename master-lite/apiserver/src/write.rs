@@ -419,19 +419,7 @@ fn carry_over(new: &mut Value, old: &Value, row: &Resource, subresource: &str) {
             base["spec"]["ephemeralContainers"] = new["spec"]["ephemeralContainers"].clone();
             *new = base;
         }
-        "resize" => {
-            let mut base = old.clone();
-            for list in ["containers", "initContainers"] {
-                let wanted = new["spec"][list].as_array().cloned().unwrap_or_default();
-                for container in base["spec"][list].as_array_mut().into_iter().flatten() {
-                    if let Some(same) = wanted.iter().find(|w| w["name"] == container["name"]) {
-                        copy_or_remove(container, same, "resources");
-                        copy_or_remove(container, same, "resizePolicy");
-                    }
-                }
-            }
-            *new = base;
-        }
+        "resize" => *new = resized(new, old),
         // A binding writes the node's name and a condition, both made by the server itself.
         "binding" => {}
         // namespaces/finalize writes spec, never status.
@@ -454,6 +442,35 @@ fn carry_over(new: &mut Value, old: &Value, row: &Resource, subresource: &str) {
             };
         }
     }
+}
+
+/// The old pod with the new one's resources and resize policies (upstream's `dropNonResizeUpdates`). Containers that do
+/// not match are passed on for validation to refuse.
+fn resized(new: &Value, old: &Value) -> Value {
+    let mut base = old.clone();
+    copy_or_remove(&mut base["spec"], &new["spec"], "resources");
+    let lists = ["containers", "initContainers"];
+    let items = |pod: &Value, list: &str| pod["spec"][list].as_array().cloned().unwrap_or_default();
+    if lists.iter().any(|list| items(new, list).len() != items(old, list).len()) {
+        for list in lists {
+            copy_or_remove(&mut base["spec"], &new["spec"], list);
+        }
+        return base;
+    }
+    for list in lists {
+        let wanted = items(new, list);
+        if wanted.iter().zip(&items(old, list)).any(|(new, old)| new["name"] != old["name"]) {
+            copy_or_remove(&mut base["spec"], &new["spec"], list);
+            continue;
+        }
+        // Not by index, which would put a null where there is no such list.
+        let containers = base["spec"].get_mut(list).and_then(Value::as_array_mut);
+        for (container, wanted) in containers.into_iter().flatten().zip(&wanted) {
+            copy_or_remove(container, wanted, "resources");
+            copy_or_remove(container, wanted, "resizePolicy");
+        }
+    }
+    base
 }
 
 fn copy_or_remove(target: &mut Value, source: &Value, field: &str) {
@@ -500,6 +517,22 @@ mod tests {
         assert!(fill_identity(&mut object, true, "ns").unwrap());
         assert_eq!(object["metadata"]["name"].as_str().unwrap().len(), 63);
         assert_eq!(object["metadata"]["namespace"], "ns");
+    }
+
+    #[test]
+    fn a_resize_writes_resources_only() {
+        let pod = |cpu: &str, image: &str, names: &[&str]| {
+            let containers: Vec<Value> = names
+                .iter()
+                .map(|n| json!({"name": n, "image": image, "resources": {"requests": {"cpu": cpu}}}))
+                .collect();
+            json!({"metadata": {"name": "p"}, "spec": {"containers": containers}, "status": {"phase": "Running"}})
+        };
+        let old = pod("1", "i", &["a", "b"]);
+        assert_eq!(resized(&pod("2", "j", &["a", "b"]), &old), pod("2", "i", &["a", "b"]));
+        // What does not match goes on as it is, for validation to refuse.
+        assert_eq!(resized(&pod("2", "j", &["b", "a"]), &old), pod("2", "j", &["b", "a"]));
+        assert_eq!(resized(&pod("2", "j", &["a"]), &old), pod("2", "j", &["a"]));
     }
 
     #[test]

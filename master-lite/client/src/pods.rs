@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use k8s_openapi::api::core::v1::{Container, Pod, PodCondition, ResourceRequirements, Toleration};
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity as Text;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use crate::meta;
@@ -75,32 +76,54 @@ pub fn ips(pod: &Pod) -> Vec<&str> {
     }
 }
 
-/// What the pod asks for: the larger of its running containers together and each moment of its start, plus
+/// What the pod takes of its node: the larger of its running containers together and each moment of its start, plus
 /// overhead. A restartable init container (KEP-753) runs beside all that follow it.
 /// Pod-level resources (KEP-2837) take the place of the containers' where they are set.
+///
+/// While a resize is under way (KEP-1287) a container counts with the most of what is wanted, allocated and in effect;
+/// what the node has refused as infeasible does not count.
 pub fn requests(pod: &Pod) -> Resources {
     let Some(spec) = &pod.spec else { return Resources::new() };
+    let status = pod.status.as_ref();
+    let infeasible =
+        condition(pod, "PodResizePending").is_some_and(|c| c.reason.as_deref() == Some("Infeasible"));
+    let lists = status.map(|s| [&s.container_statuses, &s.init_container_statuses]);
+    let status_of = |name: &str| lists.iter().flatten().copied().flatten().flatten().find(|s| s.name == name);
+    let resized = |container: &Container| {
+        let wanted = requested(container.resources.as_ref());
+        match status_of(&container.name).filter(|s| s.resources.is_some()) {
+            Some(s) => effective(wanted, infeasible, s.allocated_resources.as_ref(), s.resources.as_ref()),
+            None => wanted,
+        }
+    };
     let mut running = Resources::new();
     for container in &spec.containers {
-        add(&mut running, &container_requests(container));
+        add(&mut running, &resized(container));
     }
     let mut sidecars = Resources::new();
     let mut peak = Resources::new();
     for container in spec.init_containers.iter().flatten() {
-        let mut moment = container_requests(container);
+        let mut moment;
         if container.restart_policy.as_deref() == Some("Always") {
+            moment = resized(container);
             add(&mut running, &moment);
             add(&mut sidecars, &moment);
             moment = sidecars.clone();
         } else {
+            moment = requested(container.resources.as_ref());
             add(&mut moment, &sidecars);
         }
         raise(&mut peak, &moment);
     }
     raise(&mut running, &peak);
-    for (name, amount) in requested(spec.resources.as_ref()) {
+    let own = requested(spec.resources.as_ref());
+    let taken = match status.filter(|s| s.resources.is_some()) {
+        Some(s) => effective(own.clone(), infeasible, s.allocated_resources.as_ref(), s.resources.as_ref()),
+        None => own.clone(),
+    };
+    for name in own.into_keys() {
         if name == "cpu" || name == "memory" || name.starts_with("hugepages-") {
-            running.insert(name, amount);
+            running.insert(name.clone(), taken.get(&name).copied().unwrap_or_default());
         }
     }
     for (name, amount) in spec.overhead.iter().flatten() {
@@ -109,13 +132,25 @@ pub fn requests(pod: &Pod) -> Resources {
     running
 }
 
-fn container_requests(container: &Container) -> Resources {
-    requested(container.resources.as_ref())
+/// The most of what is wanted, allocated and in effect; without what is wanted when the node can't ever give that.
+fn effective(
+    wanted: Resources,
+    infeasible: bool,
+    allocated: Option<&BTreeMap<String, Text>>,
+    actual: Option<&ResourceRequirements>,
+) -> Resources {
+    let mut out = if infeasible { Resources::new() } else { wanted };
+    raise(&mut out, &amounts(allocated));
+    raise(&mut out, &requested(actual));
+    out
 }
 
 fn requested(resources: Option<&ResourceRequirements>) -> Resources {
-    let requests = resources.and_then(|r| r.requests.as_ref());
-    requests.into_iter().flatten().map(|(name, amount)| (name.clone(), quantity::of(amount))).collect()
+    amounts(resources.and_then(|r| r.requests.as_ref()))
+}
+
+fn amounts(map: Option<&BTreeMap<String, Text>>) -> Resources {
+    map.into_iter().flatten().map(|(name, amount)| (name.clone(), quantity::of(amount))).collect()
 }
 
 /// Adds `more` to `total`, resource by resource.
@@ -144,6 +179,30 @@ mod tests {
             container["restartPolicy"] = json!("Always");
         }
         container
+    }
+
+    /// A container that wants 2 CPUs, with what is allocated and in effect, and the reason of a pending resize.
+    fn check_resize(allocated: &str, actual: &str, pending: &str, milli: i64) {
+        let pod: Pod = serde_json::from_value(json!({
+            "spec": {"containers": [container("2", false)]},
+            "status": {
+                "conditions": [{"type": "PodResizePending", "status": "True", "reason": pending}],
+                "containerStatuses": [{
+                    "name": "c", "image": "", "imageID": "", "ready": true, "restartCount": 0,
+                    "allocatedResources": {"cpu": allocated}, "resources": {"requests": {"cpu": actual}},
+                }],
+            },
+        }))
+        .unwrap();
+        assert_eq!(requests(&pod)["cpu"].milli_value(), milli, "{allocated} {actual} {pending}");
+    }
+
+    #[test]
+    fn resizes_count_with_the_most() {
+        check_resize("1", "1", "Deferred", 2000);
+        check_resize("3", "1", "Deferred", 3000);
+        check_resize("2", "4", "Deferred", 4000);
+        check_resize("1", "1500m", "Infeasible", 1500);
     }
 
     fn check(init: &[(&str, bool)], running: &[&str], overhead: &str, milli: i64) {

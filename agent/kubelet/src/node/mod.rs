@@ -19,7 +19,7 @@ pub use conditions::{CGROUP_CONTROLLERS_MISSING, Observation};
 pub use events::{EventSeverity, NodeEvents};
 pub use flags::{FlagError, parse_labels, parse_taints};
 pub use machine::{MachineInfo, MachinePaths};
-pub use pressure::{Pressures, Thresholds};
+pub use pressure::{Pressures, Thresholds, pid_capacity};
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;

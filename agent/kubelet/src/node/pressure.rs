@@ -172,10 +172,19 @@ pub(super) fn measure(config: &NodeConfig, capacity: &Capacity, imagefs: Option<
     }
 }
 
+/// Most process ids that this machine has.
+pub fn pid_capacity() -> Option<u64> {
+    most_pids(Path::new("/proc"))
+}
+
+fn most_pids(proc: &Path) -> Option<u64> {
+    let number = |path: &str| fs::read_to_string(proc.join(path)).ok()?.trim().parse::<u64>().ok();
+    Some(number("sys/kernel/pid_max")?.min(number("sys/kernel/threads-max")?))
+}
+
 /// Process ids left, and the most there may be.
 fn pids_left(proc: &Path) -> Option<(u64, u64)> {
-    let number = |path: &str| fs::read_to_string(proc.join(path)).ok()?.trim().parse::<u64>().ok();
-    let max = number("sys/kernel/pid_max")?.min(number("sys/kernel/threads-max")?);
+    let max = most_pids(proc)?;
     // Fourth field of loadavg: running/all tasks.
     let loadavg = fs::read_to_string(proc.join("loadavg")).ok()?;
     let tasks: u64 = loadavg.split_whitespace().nth(3)?.split_once('/')?.1.parse().ok()?;

@@ -7,8 +7,11 @@
 use k8s_openapi::api::core::v1::{Container, Pod};
 use keelson_cri::{ContainerState, ContainerStatus};
 
+use std::collections::HashSet;
+
 use super::observed::ObservedPod;
 use super::podext::{ContainerKind, PodExt, RestartPolicy, is_sidecar};
+use super::resize::{Actuated, requires_restart};
 
 /// Annotation of a container that holds [`container_hash`] of the spec it was made from.
 pub const HASH_ANNOTATION: &str = "io.kubernetes.container.hash";
@@ -22,6 +25,8 @@ pub enum KillReason {
     StartupProbe,
     /// Its definition changed.
     Changed,
+    /// Its resize policy wants it restarted.
+    Resize,
     /// Its state is not known.
     Unknown,
     /// Its postStart hook failed.
@@ -68,6 +73,15 @@ pub trait ProbeVerdicts {
     fn startup(&self, container_id: &str) -> Option<bool>;
 }
 
+/// What restarts a container although it neither failed nor ended by itself.
+#[derive(Clone, Copy)]
+pub struct Restarts<'a> {
+    /// Resources that are in effect.
+    pub actuated: &'a Actuated,
+    /// Names of containers that were killed to be started again, whatever the restart policy says.
+    pub owed: &'a HashSet<String>,
+}
+
 /// Identity of a container's definition: name and image, the only parts that may change under a running container
 /// and need a restart (FNV-1a, 32 bits, as upstream spells hashes).
 pub fn container_hash(container: &Container) -> String {
@@ -112,7 +126,12 @@ pub fn restarts_after(pod: &Pod, container: &Container, exit_code: i32) -> bool 
 }
 
 /// The actions of a pod that is to run.
-pub fn compute_pod_actions(pod: &Pod, observed: &ObservedPod, probes: &dyn ProbeVerdicts) -> PodActions {
+pub fn compute_pod_actions(
+    pod: &Pod,
+    observed: &ObservedPod,
+    probes: &dyn ProbeVerdicts,
+    restarts: Restarts<'_>,
+) -> PodActions {
     if let Some(attempt) = sandbox_changed(pod, observed) {
         return fresh_start(pod, observed, attempt);
     }
@@ -123,7 +142,7 @@ pub fn compute_pod_actions(pod: &Pod, observed: &ObservedPod, probes: &dyn Probe
             actions.ephemeral_to_start.push(index);
         }
     }
-    let initialized = init_actions(pod, observed, probes, &mut actions);
+    let initialized = init_actions(pod, observed, probes, restarts, &mut actions);
     if actions.kill_pod || !initialized {
         return actions;
     }
@@ -131,7 +150,8 @@ pub fn compute_pod_actions(pod: &Pod, observed: &ObservedPod, probes: &dyn Probe
     for (index, container) in PodExt::spec(pod).containers.iter().enumerate() {
         let status = observed.container(&container.name);
         let Some(status) = status.filter(|s| s.state == ContainerState::Running) else {
-            if should_be_restarted(pod, container, observed) {
+            let owed = restarts.owed.contains(&container.name) && !pod.is_deleting();
+            if owed || should_be_restarted(pod, container, observed) {
                 actions.containers_to_start.push(index);
                 if let Some(status) = status.filter(|s| s.state == ContainerState::Unknown) {
                     actions.to_kill.push(kill_unknown(status, "Container"));
@@ -139,12 +159,14 @@ pub fn compute_pod_actions(pod: &Pod, observed: &ObservedPod, probes: &dyn Probe
             }
             continue;
         };
-        let Some((text, reason)) = verdict(container, status, probes, "Container") else {
+        let Some((text, reason)) = verdict(container, status, probes, restarts, "Container") else {
             keep += 1;
             continue;
         };
-        let restart = reason == KillReason::Changed || restarts_after(pod, container, 137);
-        let message = if restart { format!("{text}, will be restarted") } else { text };
+        let asked = matches!(reason, KillReason::Changed | KillReason::Resize);
+        let restart = asked || restarts_after(pod, container, 137);
+        let says_so = restart && reason != KillReason::Resize;
+        let message = if says_so { format!("{text}, will be restarted") } else { text };
         if restart {
             actions.containers_to_start.push(index);
         }
@@ -163,6 +185,7 @@ fn verdict(
     container: &Container,
     status: &ContainerStatus,
     probes: &dyn ProbeVerdicts,
+    restarts: Restarts<'_>,
     word: &str,
 ) -> Option<(String, KillReason)> {
     let name = &container.name;
@@ -175,6 +198,9 @@ fn verdict(
     }
     if probes.startup(&status.id) == Some(false) {
         return Some((format!("{word} {name} failed startup probe"), KillReason::StartupProbe));
+    }
+    if requires_restart(container, restarts.actuated) {
+        return Some((format!("Container {name} resize requires restart"), KillReason::Resize));
     }
     None
 }
@@ -236,6 +262,7 @@ fn init_actions(
     pod: &Pod,
     observed: &ObservedPod,
     probes: &dyn ProbeVerdicts,
+    restarts: Restarts<'_>,
     actions: &mut PodActions,
 ) -> bool {
     let inits = pod.init_containers();
@@ -271,13 +298,15 @@ fn init_actions(
             ContainerState::Running if !sidecar => {}
             ContainerState::Running => {
                 let waits = container.startup_probe.is_some() && probes.startup(&status.id) != Some(true);
-                if let Some((message, reason)) = verdict(container, status, probes, "Init container") {
-                    actions.to_kill.push(Kill {
-                        id: status.id.clone(),
-                        name: container.name.clone(),
-                        message: format!("{message}, will be restarted"),
-                        reason,
-                    });
+                if let Some((message, reason)) =
+                    verdict(container, status, probes, restarts, "Init container")
+                {
+                    let message = match reason {
+                        KillReason::Resize => message,
+                        _ => format!("{message}, will be restarted"),
+                    };
+                    let (id, name) = (status.id.clone(), container.name.clone());
+                    actions.to_kill.push(Kill { id, name, message, reason });
                     start.push(i);
                 } else if !waits {
                     if i == last {
@@ -371,6 +400,11 @@ mod tests {
         ObservedPod::new(vec![cri_sandbox(0, ready)], containers.collect())
     }
 
+    fn actions_of(pod: &Pod, observed: &ObservedPod, probes: &dyn ProbeVerdicts) -> PodActions {
+        let (actuated, owed) = (Actuated::of(pod), HashSet::new());
+        compute_pod_actions(pod, observed, probes, Restarts { actuated: &actuated, owed: &owed })
+    }
+
     /// Renders actions as text: `kill sandbox:N init:0,1 start:0 debug:0 stop:id`.
     fn render(a: &PodActions) -> String {
         let mut out = Vec::new();
@@ -394,7 +428,7 @@ mod tests {
 
     fn check(spec: serde_json::Value, observed: &ObservedPod, want: &str) {
         let pod = pod_json(spec.clone());
-        assert_eq!(render(&compute_pod_actions(&pod, observed, &Verdicts::default())), want, "{spec}");
+        assert_eq!(render(&actions_of(&pod, observed, &Verdicts::default())), want, "{spec}");
     }
 
     fn two(policy: &str) -> serde_json::Value {
@@ -470,11 +504,11 @@ mod tests {
             "initContainers": [{"name": "s", "restartPolicy": "Always", "startupProbe": {}}]}));
         let observed = observe("s:r", true);
         let mut v = Verdicts::default();
-        assert_eq!(render(&compute_pod_actions(&pod, &observed, &v)), "");
+        assert_eq!(render(&actions_of(&pod, &observed, &v)), "");
         v.0.insert(("startup", "s-0".into()), true);
-        assert_eq!(render(&compute_pod_actions(&pod, &observed, &v)), "start:0");
+        assert_eq!(render(&actions_of(&pod, &observed, &v)), "start:0");
         v.0.insert(("startup", "s-0".into()), false);
-        assert_eq!(render(&compute_pod_actions(&pod, &observed, &v)), "init:0 stop:s-0");
+        assert_eq!(render(&actions_of(&pod, &observed, &v)), "init:0 stop:s-0");
     }
 
     #[test]
@@ -482,10 +516,10 @@ mod tests {
         let mut v = Verdicts::default();
         v.0.insert(("liveness", "a-0".into()), false);
         let observed = observe("a:r b:r", true);
-        let actions = compute_pod_actions(&pod_json(two("Always")), &observed, &v);
+        let actions = actions_of(&pod_json(two("Always")), &observed, &v);
         assert_eq!(render(&actions), "start:0 stop:a-0");
         assert_eq!(actions.to_kill[0].message, "Container a failed liveness probe, will be restarted");
-        let actions = compute_pod_actions(&pod_json(two("Never")), &observed, &v);
+        let actions = actions_of(&pod_json(two("Never")), &observed, &v);
         assert_eq!(render(&actions), "stop:a-0");
     }
 
@@ -493,7 +527,7 @@ mod tests {
     fn changed_image() {
         let mut observed = observe("a:r b:r", true);
         observed.containers[0].annotations.insert(HASH_ANNOTATION.into(), "other".into());
-        let actions = compute_pod_actions(&pod_json(two("Never")), &observed, &Verdicts::default());
+        let actions = actions_of(&pod_json(two("Never")), &observed, &Verdicts::default());
         assert_eq!(actions.to_kill.len(), 1);
         assert_eq!(actions.containers_to_start.len(), 1);
     }
@@ -511,5 +545,28 @@ mod tests {
         let spec = json!({"containers": [{"name": "a"}], "ephemeralContainers": [{"name": "d"}]});
         check(spec.clone(), &observe("a:r", true), "debug:0");
         check(spec, &observe("a:r d:f", true), "");
+    }
+
+    #[test]
+    fn a_resize_may_restart_a_container() {
+        let spec = |memory: &str, policy: &str| {
+            pod_json(json!({"restartPolicy": "OnFailure", "containers": [{
+                "name": "a", "resources": {"requests": {"memory": memory}},
+                "resizePolicy": [{"resourceName": "memory", "restartPolicy": policy}],
+            }]}))
+        };
+        let check = |policy: &str, observed: &str, owed: &[&str], want: &str| {
+            let actuated = Actuated::of(&spec("1Gi", policy));
+            let owed = owed.iter().map(|name| (*name).to_owned()).collect();
+            let restarts = Restarts { actuated: &actuated, owed: &owed };
+            let pod = spec("2Gi", policy);
+            let got = compute_pod_actions(&pod, &observe(observed, true), &Verdicts::default(), restarts);
+            assert_eq!(render(&got), want, "{policy} {observed}");
+        };
+        check("NotRequired", "a:r", &[], "");
+        check("RestartContainer", "a:r", &[], "start:0 stop:a-0");
+        // It was asked to stop and ended well: that is no reason not to start it again.
+        check("RestartContainer", "a:s", &["a"], "start:0");
+        check("RestartContainer", "a:s", &[], "kill");
     }
 }

@@ -89,10 +89,16 @@ pub fn unsupported_in_container(container: &Container, selinux: bool) -> Option<
 
 /// Whether the pod fits beside the others. `others`: pods of this node that are not terminal.
 pub fn fits(pod: &Pod, others: &[Arc<Pod>], allocatable: &BTreeMap<String, Quantity>) -> Option<Verdict> {
+    let Verdict { reason, message } = lacking(pod, others, allocatable)?;
+    Some(Verdict { reason, message: format!("Pod was rejected: {message}") })
+}
+
+/// What the node lacks for the pod beside the others, if anything.
+pub fn lacking(pod: &Pod, others: &[Arc<Pod>], allocatable: &BTreeMap<String, Quantity>) -> Option<Verdict> {
     let verdict = |name: &str, requested: i64, used: i64, capacity: i64| Verdict {
         reason: format!("OutOf{name}"),
         message: format!(
-            "Pod was rejected: Node didn't have enough resource: {name}, requested: {requested}, used: {used}, capacity: {capacity}"
+            "Node didn't have enough resource: {name}, requested: {requested}, used: {used}, capacity: {capacity}"
         ),
     };
     let rest: Vec<&Arc<Pod>> =
@@ -122,7 +128,7 @@ pub fn fits(pod: &Pod, others: &[Arc<Pod>], allocatable: &BTreeMap<String, Quant
     });
     extended.map(|name| Verdict {
         reason: "UnexpectedAdmissionError".into(),
-        message: format!("Pod was rejected: this node has no resource {name}"),
+        message: format!("this node has no resource {name}"),
     })
 }
 

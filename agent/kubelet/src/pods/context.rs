@@ -11,6 +11,7 @@ use kube::runtime::reflector::Store;
 use super::manager::PodManagerConfig;
 use super::podext::PodExt;
 use super::pull::Puller;
+use super::resize::allocate::Allocations;
 use crate::clock::Clock;
 use crate::env::fieldref::Addresses;
 use crate::events::EventRecorder;
@@ -35,6 +36,8 @@ pub struct Context {
     pub services: Store<Service>,
     /// Image pulls with their back-off.
     pub puller: Puller,
+    /// The node's resources.
+    pub allocations: Allocations,
     /// Mounts.
     pub mounter: Arc<dyn Mounter>,
     /// Time.

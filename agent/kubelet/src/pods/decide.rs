@@ -9,10 +9,11 @@ use std::time::SystemTime;
 use k8s_openapi::api::core::v1::Pod;
 use keelson_cri::ContainerState;
 
-use super::actions::{Kill, PodActions, ProbeVerdicts, compute_pod_actions, starts};
+use super::actions::{Kill, PodActions, ProbeVerdicts, Restarts, compute_pod_actions, starts};
 use super::backoff::Backoff;
 use super::observed::ObservedPod;
 use super::podext::{ContainerKind, PodExt, is_sidecar};
+use super::resize::actuate::{Plan, plan};
 use crate::status::containers::Waiting;
 
 /// A piece of work that is never done twice at a time.
@@ -26,6 +27,8 @@ pub enum Op {
     Start(String),
     /// A container is stopped.
     Kill(String),
+    /// Resources of the pod and its running containers are changed.
+    Resize,
     /// Everything is stopped.
     KillPod,
     /// Old records are removed.
@@ -54,7 +57,7 @@ pub enum Stage {
 }
 
 /// What is to be done.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub enum Action {
     /// Set up or update volumes.
     SetUpVolumes,
@@ -74,6 +77,8 @@ pub enum Action {
     },
     /// Stop a container.
     Kill(Kill),
+    /// Change resources of the pod and its running containers.
+    Resize(Plan),
     /// Stop everything.
     KillPod,
     /// Remove the record of a dead container.
@@ -90,6 +95,10 @@ pub struct Situation<'a> {
     pub observed: &'a ObservedPod,
     /// Probe results.
     pub probes: &'a dyn ProbeVerdicts,
+    /// What restarts a container beside its end.
+    pub restarts_asked: Restarts<'a>,
+    /// Memory of the machine in bytes.
+    pub memory_capacity: u64,
     /// Stage of its life.
     pub stage: Stage,
     /// Work that goes on.
@@ -105,7 +114,7 @@ pub struct Situation<'a> {
 }
 
 /// The verdict.
-#[derive(Debug, Default, PartialEq, Eq)]
+#[derive(Debug, Default, PartialEq)]
 pub struct Decision {
     /// To be done, in this order.
     pub actions: Vec<Action>,
@@ -162,7 +171,7 @@ fn running(s: &Situation<'_>, d: &mut Decision) {
     if s.busy.contains(&Op::KillPod) {
         return;
     }
-    let wanted = compute_pod_actions(s.pod, s.observed, s.probes);
+    let wanted = compute_pod_actions(s.pod, s.observed, s.probes, s.restarts_asked);
     if wanted.kill_pod && wanted.create_sandbox.is_none() {
         d.finished = true;
         return;
@@ -185,9 +194,30 @@ fn running(s: &Situation<'_>, d: &mut Decision) {
             d.actions.push(Action::Kill(kill.clone()));
         }
     }
+    // What is started finds its pod resized.
+    if resize(s, &wanted, d) {
+        return;
+    }
     if s.volumes_ready && !s.busy.contains(&Op::Sandbox) {
         start_containers(s, &wanted, d);
     }
+}
+
+/// Has resources changed once the containers that must be restarted for it are stopped. True while that goes on.
+fn resize(s: &Situation<'_>, wanted: &PodActions, d: &mut Decision) -> bool {
+    if s.busy.contains(&Op::Resize) {
+        return true;
+    }
+    let stopping = !wanted.to_kill.is_empty() || s.busy.iter().any(|op| matches!(op, Op::Kill(_)));
+    if stopping || s.busy.contains(&Op::Sandbox) {
+        return false;
+    }
+    let plan = plan(s.pod, s.restarts_asked.actuated, s.observed, s.memory_capacity);
+    if plan.steps.is_empty() || !ready(s, &Op::Resize, d) {
+        return false;
+    }
+    d.actions.push(Action::Resize(plan));
+    true
 }
 
 fn start_containers(s: &Situation<'_>, wanted: &PodActions, d: &mut Decision) {
@@ -273,6 +303,7 @@ fn collect(s: &Situation<'_>, d: &mut Decision) {
 mod tests {
     use super::*;
     use crate::pods::backoff::{INITIAL, MAX};
+    use crate::pods::resize::Actuated;
     use crate::pods::testing::{cri_container, cri_sandbox, pod_json, t0};
     use serde_json::json;
     use std::time::Duration;
@@ -289,6 +320,8 @@ mod tests {
 
     struct Case {
         pod: Pod,
+        /// The pod whose resources are in effect; none: the same.
+        actuated: Option<Pod>,
         observed: ObservedPod,
         stage: Stage,
         busy: HashSet<Op>,
@@ -300,6 +333,7 @@ mod tests {
     fn case(spec: serde_json::Value, observed: ObservedPod) -> Case {
         Case {
             pod: pod_json(spec),
+            actuated: None,
             observed,
             stage: Stage::Running,
             busy: HashSet::new(),
@@ -310,10 +344,13 @@ mod tests {
     }
 
     fn decide(c: &Case) -> Decision {
+        let (actuated, owed) = (Actuated::of(c.actuated.as_ref().unwrap_or(&c.pod)), HashSet::new());
         sync_decision(&Situation {
             pod: &c.pod,
             observed: &c.observed,
             probes: &None_,
+            restarts_asked: Restarts { actuated: &actuated, owed: &owed },
+            memory_capacity: 0,
             stage: c.stage,
             busy: &c.busy,
             volumes_ready: c.volumes_ready,
@@ -362,6 +399,24 @@ mod tests {
         let waiting = &d.crash_loops["a"];
         assert_eq!(waiting.reason, "CrashLoopBackOff");
         assert_eq!(waiting.message, "back-off 10s restarting failed container=a pod=p_ns(u)");
+    }
+
+    #[test]
+    fn what_starts_finds_its_pod_resized() {
+        let spec = |memory: &str| {
+            let resources = json!({"requests": {"memory": memory}, "limits": {"memory": memory}});
+            json!({"containers": [{"name": "a", "resources": resources}, {"name": "b", "resources": resources}]})
+        };
+        let live = cri_container("a", 0, ContainerState::Running, None);
+        let mut c = case(spec("2Gi"), ObservedPod::new(vec![cri_sandbox(0, true)], vec![live]));
+        c.actuated = Some(pod_json(spec("1Gi")));
+        assert!(matches!(decide(&c).actions.as_slice(), [Action::Resize(plan)] if plan.steps.len() == 2));
+        c.busy = [Op::Resize].into();
+        assert_eq!(decide(&c).actions, []);
+        // A resize that failed holds nothing up.
+        c.busy.clear();
+        c.retry_at.insert(Op::Resize, t0() + Duration::from_secs(3));
+        assert_eq!(decide(&c).actions, [start("b")]);
     }
 
     #[test]

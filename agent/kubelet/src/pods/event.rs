@@ -5,6 +5,7 @@ use keelson_cri::PodSandboxStatus;
 
 use super::decide::Op;
 use super::local_storage::Usage;
+use super::resize::actuate::Step;
 use super::start::StartError;
 use crate::status::writer::WriteError;
 use crate::volumes::setup::Outcome;
@@ -29,6 +30,8 @@ pub enum Done {
     Started(String, Result<String, StartError>),
     /// A container was stopped.
     Killed(String, Result<(), String>),
+    /// Resources were changed: these writes were done, and why there are no more if there should be.
+    Resized(Vec<Step>, Result<(), String>),
     /// The whole pod was stopped.
     PodKilled(Result<(), String>),
     /// A record was removed.
@@ -53,6 +56,7 @@ impl Done {
             Self::Sandbox(_) => Op::Sandbox,
             Self::Started(name, _) => Op::Start(name.clone()),
             Self::Killed(id, _) => Op::Kill(id.clone()),
+            Self::Resized(..) => Op::Resize,
             Self::PodKilled(_) => Op::KillPod,
             Self::Collected(id) => Op::Collect(id.clone()),
             Self::Measured(_) => Op::Measure,
@@ -71,6 +75,8 @@ pub enum PodEvent {
     Desired(Desired),
     /// The runtime says that a container or sandbox of the pod changed.
     RuntimeChanged,
+    /// The node has room for a resize that was deferred.
+    RoomMade,
     /// A probe's verdict changed.
     ProbeResult,
     /// A ConfigMap or Secret of the pod changed.

@@ -34,6 +34,26 @@ struct State {
     refuse_sandbox: bool,
     /// Bytes of writable layers, by container id.
     written: HashMap<String, u64>,
+    /// Bytes of memory in use, by container id.
+    memory: HashMap<String, u64>,
+    refuse_updates: bool,
+}
+
+impl State {
+    fn update(&mut self, id: &str, r: &LinuxResources) -> Result<()> {
+        if self.refuse_updates {
+            return Err(CriError::Internal("device busy".into()));
+        }
+        let mut line = format!("update {id}");
+        let shares = r.cpu_shares.and_then(|s| i64::try_from(s).ok());
+        for (name, value) in [("memory", r.memory_limit), ("quota", r.cpu_quota), ("shares", shares)] {
+            if let Some(value) = value {
+                line.push_str(&format!(" {name}={value}"));
+            }
+        }
+        self.log.push(line);
+        Ok(())
+    }
 }
 
 impl FakeRuntime {
@@ -53,6 +73,15 @@ impl FakeRuntime {
 
     pub fn refuse_sandboxes(&self, refuse: bool) {
         self.state.lock().refuse_sandbox = refuse;
+    }
+
+    pub fn refuse_updates(&self, refuse: bool) {
+        self.state.lock().refuse_updates = refuse;
+    }
+
+    /// A container takes memory.
+    pub fn take_memory(&self, id: &str, bytes: u64) {
+        self.state.lock().memory.insert(id.into(), bytes);
     }
 
     /// A container writes into its own layer.
@@ -230,8 +259,16 @@ impl RuntimeService for FakeRuntime {
         Ok(all.cloned().collect())
     }
 
-    async fn update_container_resources(&self, _: &str, _: LinuxResources) -> Result<()> {
-        Ok(())
+    async fn update_container_resources(&self, id: &str, resources: LinuxResources) -> Result<()> {
+        self.state.lock().update(id, &resources)
+    }
+
+    async fn update_pod_sandbox_resources(&self, id: &str, resources: LinuxResources) -> Result<()> {
+        self.state.lock().update(id, &resources)
+    }
+
+    async fn update_cgroup(&self, cgroup: &str, resources: LinuxResources) -> Result<()> {
+        self.state.lock().update(cgroup, &resources)
     }
 
     async fn exec(&self, _: &str, request: ExecRequest) -> Result<StreamSession> {
@@ -255,8 +292,10 @@ impl RuntimeService for FakeRuntime {
     }
 
     async fn container_usage(&self, id: &str) -> Result<ResourceUsage> {
-        let rootfs_used = self.state.lock().written.get(id).copied();
-        Ok(ResourceUsage { rootfs_used, ..ResourceUsage::default() })
+        let state = self.state.lock();
+        let rootfs_used = state.written.get(id).copied();
+        let memory_usage = state.memory.get(id).copied().unwrap_or(0);
+        Ok(ResourceUsage { rootfs_used, memory_usage, ..ResourceUsage::default() })
     }
 
     fn events(&self) -> broadcast::Receiver<ContainerEvent> {
@@ -405,7 +444,7 @@ impl FakeApi {
                 Value::Array(list) if key == "conditions" => {
                     let mut merged = target.as_array().cloned().unwrap_or_default();
                     merged.retain(|c| list.iter().all(|n| n["type"] != c["type"]));
-                    merged.extend(list.iter().cloned());
+                    merged.extend(list.iter().filter(|c| c["$patch"].is_null()).cloned());
                     *target = merged.into();
                 }
                 Value::Array(list) => {

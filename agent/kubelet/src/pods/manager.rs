@@ -14,6 +14,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::context::Context;
 use super::pull::Puller;
+use super::qos_tree;
+use super::resize::allocate::Allocations;
 use super::source;
 use super::table::PodTable;
 use crate::clock::Clock;
@@ -48,6 +50,10 @@ pub struct PodManagerConfig {
     pub allocatable: BTreeMap<String, Quantity>,
     /// Memory of the machine in bytes: the base of `oom_score_adj`.
     pub memory_capacity: u64,
+    /// Most process ids of the machine: what all pods together may have.
+    pub pid_capacity: Option<u64>,
+    /// Most processes of each pod (`podPidsLimit`).
+    pub pod_pids_limit: Option<i64>,
     /// Whether the kernel has SELinux enabled.
     pub selinux: bool,
 }
@@ -68,6 +74,8 @@ impl PodManagerConfig {
             cgroup_parent: "kubepods".into(),
             allocatable: BTreeMap::new(),
             memory_capacity: 0,
+            pid_capacity: None,
+            pod_pids_limit: None,
             selinux: false,
         }
     }
@@ -106,6 +114,7 @@ impl PodManager {
         let ctx = Context {
             objects: ObjectCache::new(client.clone()),
             puller: Puller::new(clock),
+            allocations: Allocations::new(config.allocatable.clone()),
             config,
             client,
             runtime,
@@ -125,6 +134,7 @@ impl PodManager {
         tokio::join!(
             sink.run(shutdown.clone()),
             source::follow_services(self.ctx.client.clone(), writer, shutdown.clone()),
+            qos_tree::keep(self.ctx.clone(), self.table.clone(), shutdown.clone()),
             source::follow_pods(self.ctx.clone(), self.table.clone(), shutdown.clone()),
         );
     }

@@ -25,6 +25,8 @@ mod ops;
 pub mod podext;
 mod pull;
 pub mod qos;
+mod qos_tree;
+pub mod resize;
 pub mod resources;
 mod sandbox;
 pub mod security;

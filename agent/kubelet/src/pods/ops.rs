@@ -15,6 +15,7 @@ use super::event::Done;
 use super::local_storage;
 use super::observed::ObservedPod;
 use super::podext::{ContainerKind, PodExt};
+use super::resize::actuate::{Plan, Step};
 use super::sandbox::{dns_of, sandbox_config};
 use super::start::{StartError, StartInput, start_container};
 use super::stop::{StopInput, stop_container, stop_pod};
@@ -125,6 +126,61 @@ pub async fn start(job: StartJob) -> Done {
     };
     let result = start_container(&job.ctx, &input).await;
     Done::Started(name, result)
+}
+
+/// Changes resources of the pod and its running containers, in the order of the plan.
+pub async fn resize(ctx: Arc<Context>, sandbox: String, plan: Plan, observed: Arc<ObservedPod>) -> Done {
+    if let Err(error) = in_use(&ctx, &plan, &observed).await {
+        return Done::Resized(Vec::new(), Err(error));
+    }
+    let mut done = Vec::new();
+    for step in plan.steps {
+        let result = match &step {
+            Step::Pod(resources) => {
+                ctx.runtime.update_pod_sandbox_resources(&sandbox, resources.clone()).await
+            }
+            Step::Container { id, resources, .. } => {
+                ctx.runtime.update_container_resources(id, resources.clone()).await
+            }
+        };
+        if let Err(error) = result {
+            return Done::Resized(done, Err(error.to_string()));
+        }
+        done.push(step);
+    }
+    Done::Resized(done, Ok(()))
+}
+
+/// Refuses memory limits below what is in use, before anything is written: the kernel would kill.
+async fn in_use(ctx: &Context, plan: &Plan, observed: &ObservedPod) -> Result<(), String> {
+    let usage = async |id: &str| match ctx.runtime.container_usage(id).await {
+        Ok(usage) => Ok(i64::try_from(usage.memory_usage).unwrap_or(i64::MAX)),
+        Err(error) => Err(format!("unable to read memory usage: {error}")),
+    };
+    let mut too_low = Vec::new();
+    for decrease in &plan.decreases {
+        let (what, used) = match &decrease.container {
+            Some((id, name)) => (format!("container {name:?}"), usage(id).await?),
+            None => {
+                let mut sum = 0_i64;
+                for container in observed.running() {
+                    sum = sum.saturating_add(usage(&container.id).await?);
+                }
+                ("pod".to_owned(), sum)
+            }
+        };
+        if used >= decrease.limit {
+            too_low.push(format!(
+                "attempting to set {what} memory limit ({}) below current usage ({used})",
+                decrease.limit
+            ));
+        }
+    }
+    match too_low.as_slice() {
+        [] => Ok(()),
+        [one] => Err(format!("cannot decrease memory limits: {one}")),
+        many => Err(format!("cannot decrease memory limits: [{}]", many.join(", "))),
+    }
 }
 
 /// Stops one container.

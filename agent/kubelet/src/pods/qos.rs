@@ -129,6 +129,25 @@ pub fn pod_amount(pod: &Pod, side: Side, name: &str) -> i64 {
     if side == Side::Limits && total == 0 { 0 } else { total.saturating_add(overhead) }
 }
 
+/// All of what [`pod_amount`] says, under every name that the pod or its containers use; none when that is nothing.
+pub fn pod_amounts(pod: &Pod, side: Side) -> Option<Resources> {
+    let spec = PodExt::spec(pod);
+    let all = spec.containers.iter().chain(pod.init_containers()).map(|c| c.resources.as_ref());
+    let maps = all.chain([spec.resources.as_ref()]).flatten().flat_map(|r| match side {
+        Side::Requests => r.requests.as_ref(),
+        Side::Limits => r.limits.as_ref(),
+    });
+    let overhead = spec.overhead.iter().filter(|_| side == Side::Requests);
+    let names: std::collections::BTreeSet<&String> = maps.chain(overhead).flat_map(BTreeMap::keys).collect();
+    let text = |name: &str| {
+        let amount = pod_amount(pod, side, name);
+        let text = if name == "cpu" { format!("{amount}m") } else { amount.to_string() };
+        Quantity(quantity::canonical(&text).map_or_else(|_| text.clone(), std::borrow::Cow::into_owned))
+    };
+    let out: Resources = names.into_iter().map(|name| (name.clone(), text(name))).collect();
+    (!out.is_empty()).then_some(out)
+}
+
 /// Whether every container of the pod limits this resource: only then does the pod's cgroup get a limit.
 pub fn limits_declared(pod: &Pod, name: &str) -> bool {
     if let Some(own) = &PodExt::spec(pod).resources

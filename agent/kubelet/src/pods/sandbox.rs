@@ -2,7 +2,8 @@
 
 use k8s_openapi::api::core::v1::Pod;
 use keelson_cri::{
-    DnsConfig, NamespaceMode, NamespaceOptions, PodSandboxConfig, PodSandboxMetadata, PortMapping,
+    DnsConfig, LinuxResources, NamespaceMode, NamespaceOptions, PodSandboxConfig, PodSandboxMetadata,
+    PortMapping,
 };
 
 use super::container_config::identity_labels;
@@ -47,7 +48,7 @@ pub fn sandbox_config(ctx: &Context, pod: &Pod, attempt: u32) -> Result<PodSandb
         labels,
         annotations: pod.metadata.annotations.clone().unwrap_or_default(),
         cgroup_parent: cgroup_parent(&ctx.config.cgroup_parent, pod),
-        resources: pod_resources(pod),
+        resources: LinuxResources { pids_limit: ctx.config.pod_pids_limit, ..pod_resources(pod) },
         namespaces: NamespaceOptions {
             network: mode(pod.host_network()),
             pid,

@@ -14,7 +14,7 @@ use super::podext::PodExt;
 /// One pod of this node, as readers see it.
 #[derive(Clone)]
 pub struct PodEntry {
-    /// The pod as the API last sent it.
+    /// The pod as the API last sent it, with the resources that are allocated to it.
     pub pod: Arc<Pod>,
     /// The runtime's view.
     pub observed: Arc<ObservedPod>,
@@ -30,6 +30,13 @@ impl PodTable {
     /// Adds a pod or replaces what is known of it.
     pub fn set(&self, pod: Arc<Pod>, observed: Arc<ObservedPod>) {
         self.entries.write().insert(PodExt::uid(&*pod).to_owned(), PodEntry { pod, observed });
+    }
+
+    /// The pod is allocated other resources: from now on they count.
+    pub fn allocate(&self, pod: Arc<Pod>) {
+        if let Some(entry) = self.entries.write().get_mut(PodExt::uid(&*pod)) {
+            entry.pod = pod;
+        }
     }
 
     /// Removes a pod.

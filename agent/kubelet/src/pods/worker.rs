@@ -17,7 +17,7 @@ use tokio::sync::{Notify, watch};
 use tokio::task::{AbortHandle, JoinSet};
 use tokio_util::sync::CancellationToken;
 
-use super::actions::Kill;
+use super::actions::{Kill, KillReason, Restarts};
 use super::admission;
 use super::backoff::{Backoff, INITIAL, MAX};
 use super::context::Context;
@@ -25,6 +25,9 @@ use super::decide::{Action, Decision, Op, Situation, Stage, everything_stopped, 
 use super::event::{Desired, Done, PodEvent};
 use super::observed::ObservedPod;
 use super::podext::{ContainerKind, PodExt};
+use super::resize::allocate::{self, Pending};
+use super::resize::report::{self, InProgress, Progress};
+use super::resize::{Allocation, Checkpoint, actuate};
 use super::start::pod_grace;
 use super::table::PodTable;
 use super::{local_storage, ops, start_times, termination};
@@ -63,7 +66,19 @@ pub struct Worker {
     runtime_changed: Arc<Notify>,
     objects_changed: Arc<Notify>,
 
+    /// The pod with the resources that are allocated to it: what everything here is decided from.
     pod: Arc<Pod>,
+    /// The pod as the API last sent it.
+    wanted: Arc<Pod>,
+    /// What is promised and what is in effect, as the disk has it too.
+    resources: Checkpoint,
+    resize: Progress,
+    /// Notified when a deferred resize need not wait any longer.
+    room: Arc<Notify>,
+    /// When a deferred resize is looked at again in any case.
+    resize_again: Option<SystemTime>,
+    /// The pod holds nothing of the node any more, which nobody was told yet.
+    room_made: bool,
     removed: bool,
     stage: Stage,
     verdict: Option<Verdict>,
@@ -91,6 +106,8 @@ pub struct Worker {
     measured_at: SystemTime,
     retry: HashMap<Op, (SystemTime, Duration)>,
     restarts: Backoff<String>,
+    /// Containers that were killed to be started again.
+    owed: HashSet<String>,
     waiting: HashMap<String, Waiting>,
     announced: HashMap<String, String>,
 
@@ -133,6 +150,8 @@ impl Worker {
         runtime_changed: Arc<Notify>,
     ) -> Self {
         let status = first.pod.status.clone().unwrap_or_default();
+        let kept = Checkpoint::load(&ctx.pod_dir(PodExt::uid(&*first.pod)));
+        let resources = kept.unwrap_or_else(|| Checkpoint::of(&first.pod));
         Self {
             probes: Probes::new(ctx.runtime.clone(), ctx.events.clone(), ctx.clock),
             tokens: Arc::new(PodTokens::new(ctx.client.clone(), ctx.clock)),
@@ -141,7 +160,13 @@ impl Worker {
             runtime_changed,
             objects_changed: Arc::new(Notify::new()),
             api_version: version(&first.pod),
-            pod: first.pod,
+            pod: resources.allocated.apply(&first.pod),
+            resize: Progress::of(&first.pod),
+            wanted: first.pod,
+            resources,
+            room: Arc::new(Notify::new()),
+            resize_again: None,
+            room_made: false,
             removed: first.removed,
             stage: if first.removed { Stage::Terminating } else { Stage::Running },
             verdict: None,
@@ -162,6 +187,7 @@ impl Worker {
             measured_at: ctx.clock.now(),
             retry: HashMap::new(),
             restarts: Backoff::new(INITIAL, MAX),
+            owed: HashSet::new(),
             waiting: HashMap::new(),
             announced: HashMap::new(),
             api_status: status.clone(),
@@ -180,7 +206,9 @@ impl Worker {
         loop {
             let wake_at = self.step();
             if self.done {
+                self.ctx.allocations.settled(&uid);
                 self.table.remove(&uid);
+                self.ctx.allocations.freed(&self.table);
                 return uid;
             }
             let event = tokio::select! {
@@ -210,6 +238,7 @@ impl Worker {
         tokio::select! {
             Ok(()) = self.desired.changed() => PodEvent::Desired(self.desired.borrow_and_update().clone()),
             () = self.runtime_changed.notified() => PodEvent::RuntimeChanged,
+            () = self.room.notified() => PodEvent::RoomMade,
             Some(result) = self.work.join_next() => ended(result),
             () = probed.notified() => PodEvent::ProbeResult,
             () = self.objects_changed.notified() => PodEvent::ObjectsChanged,
@@ -226,6 +255,10 @@ impl Worker {
             }
             PodEvent::RuntimeChanged => true,
             PodEvent::ProbeResult => false,
+            PodEvent::RoomMade => {
+                self.resize_again = None;
+                false
+            }
             PodEvent::Deadline => {
                 self.ctx.clock.now().duration_since(self.looked_at).is_ok_and(|age| age >= LOOK_AGAIN)
             }
@@ -265,7 +298,10 @@ impl Worker {
             self.api_status = desired.pod.status.clone().unwrap_or_default();
             self.api_version = new_version;
         }
-        self.pod = desired.pod;
+        self.room_made |= desired.pod.is_terminal() && !self.wanted.is_terminal();
+        self.pod = self.resources.allocated.apply(&desired.pod);
+        self.wanted = desired.pod;
+        self.resize_again = None;
         if self.removed || self.pod.is_deleting() || self.pod.is_terminal() {
             self.terminate();
         }
@@ -295,6 +331,7 @@ impl Worker {
         if self.stage == Stage::Running {
             self.stage = Stage::Terminating;
             self.volumes_dirty = false;
+            self.owed.clear();
             // A pull or a hook must not hold the end up.
             self.cancel(|op| matches!(op, Op::Start(_)));
         }
@@ -334,6 +371,7 @@ impl Worker {
             Done::Started(name, Ok(_id)) => {
                 self.settle(op, true);
                 self.waiting.remove(&name);
+                self.owed.remove(&name);
             }
             Done::Started(name, Err(error)) => {
                 self.settle(op.clone(), false);
@@ -343,6 +381,14 @@ impl Worker {
                 self.waiting.insert(name, Waiting { reason: error.reason, message: error.message });
             }
             Done::Killed(id, result) => self.log_failure(op, &id, result),
+            Done::Resized(steps, result) => {
+                steps.iter().for_each(|step| self.resources.actuated.note(step));
+                self.keep_resources();
+                self.settle(op, result.is_ok());
+                if let Err(error) = result {
+                    self.resize_failed(error);
+                }
+            }
             Done::PodKilled(result) => {
                 self.kill_grace = None;
                 if let Err(error) = &result {
@@ -467,17 +513,18 @@ impl Worker {
         }
         if !self.observed.sandboxes.is_empty() {
             self.volumes_dirty = true;
+            self.keep_resources();
             return;
         }
-        let others = self.table.ahead_of(&self.pod);
         let refused = admission::unsupported_features(&self.pod, self.ctx.config.selinux)
-            .or_else(|| admission::fits(&self.pod, &others, &self.ctx.config.allocatable));
+            .or_else(|| self.ctx.allocations.admit(&self.table, &self.pod));
         if let Some(verdict) = refused {
             self.ctx.events.pod(&self.pod, EventType::Warning, &verdict.reason, verdict.message.clone());
             self.verdict = Some(verdict);
             self.terminate();
             return;
         }
+        self.keep_resources();
         let missing = self.ctx.runtime.status().await.missing_controllers;
         if let Some(text) = super::start::unenforced(&self.pod, &missing) {
             self.ctx.events.pod(&self.pod, EventType::Warning, "LimitsNotEnforced", text);
@@ -492,6 +539,7 @@ impl Worker {
         if !self.removed {
             self.ctx.objects.register(&self.pod, &mut self.objects, &self.objects_changed);
         }
+        self.allocate(now, &mut wake);
         self.check_deadline(now, &mut wake);
         self.measure(now, &mut wake);
         if self.stage == Stage::Terminating
@@ -509,6 +557,8 @@ impl Worker {
             pod: &self.pod,
             observed: &self.observed,
             probes: &**self.probes.table(),
+            restarts_asked: Restarts { actuated: &self.resources.actuated, owed: &self.owed },
+            memory_capacity: self.ctx.config.memory_capacity,
             stage: self.stage,
             busy: &self.busy,
             volumes_ready: self.volumes_ready,
@@ -527,10 +577,98 @@ impl Worker {
             self.act(action, now);
         }
         self.refresh_volumes(now, &mut wake);
+        self.follow_resize();
         self.table.set(self.pod.clone(), self.observed.clone());
+        if std::mem::take(&mut self.room_made) {
+            self.ctx.allocations.freed(&self.table);
+        }
         self.report(&decision.crash_loops, now, &mut wake);
         self.wind_up(now, &mut wake);
         wake.0
+    }
+
+    /// Moves what is allocated to what is wanted, if the node has room for it.
+    fn allocate(&mut self, now: SystemTime, wake: &mut Wake) {
+        let uid = PodExt::uid(&*self.wanted);
+        if self.stage != Stage::Running || self.resources.allocated.matches(&self.wanted) {
+            if self.resize.pending.take().is_some() {
+                self.ctx.allocations.settled(uid);
+            }
+            return;
+        }
+        if let Some(at) = self.resize_again.filter(|at| *at > now) {
+            wake.at(at);
+            return;
+        }
+        let allocations = &self.ctx.allocations;
+        match allocations.resize(&self.table, &self.pod, &self.wanted, &self.room, now) {
+            Ok(()) => self.allocated(),
+            Err((why, message)) => {
+                let generation = self.wanted.metadata.generation;
+                let known =
+                    self.resize.pending.as_ref().is_some_and(|(w, _, g)| (*w, *g) == (why, generation));
+                if !known {
+                    let reason = if why == Pending::Deferred { "ResizeDeferred" } else { "ResizeInfeasible" };
+                    let prefix = format!("Pod resize {}", why.reason());
+                    let text = report::message(&prefix, &self.wanted, generation, Some(&message));
+                    self.ctx.events.pod(&self.pod, EventType::Warning, reason, text);
+                }
+                self.resize.pending = Some((why, message, generation));
+                let again = now + allocate::RETRY;
+                self.resize_again = Some(again);
+                wake.at(again);
+            }
+        }
+    }
+
+    /// The node has room for what is wanted: from here on the pod has it.
+    fn allocated(&mut self) {
+        self.resources.allocated = Allocation::of(&self.wanted);
+        self.pod = self.wanted.clone();
+        self.keep_resources();
+        let generation = self.pod.metadata.generation;
+        self.resize = Progress { pending: None, in_progress: Some(InProgress { generation, error: None }) };
+        self.resize_again = None;
+        // Another try at once, whatever went wrong with the last one.
+        self.retry.remove(&Op::Resize);
+        let text = report::message("Pod resize started", &self.pod, generation, None);
+        self.ctx.events.pod(&self.pod, EventType::Normal, "ResizeStarted", text);
+        self.ctx.allocations.freed(&self.table);
+    }
+
+    /// Says when a resize is in effect, or that one is under way.
+    fn follow_resize(&mut self) {
+        if self.stage != Stage::Running {
+            self.resize = Progress::default();
+            return;
+        }
+        if actuate::in_progress(&self.pod, &self.resources.actuated, &self.observed) {
+            let generation = self.pod.metadata.generation;
+            self.resize.in_progress.get_or_insert(InProgress { generation, error: None });
+        } else if !self.busy.contains(&Op::Resize)
+            && self.owed.is_empty()
+            && let Some(done) = self.resize.in_progress.take()
+        {
+            let text = report::message("Pod resize completed", &self.pod, done.generation, None);
+            self.ctx.events.pod(&self.pod, EventType::Normal, "ResizeCompleted", text);
+        }
+    }
+
+    fn resize_failed(&mut self, error: String) {
+        let generation = self.pod.metadata.generation;
+        let progress = self.resize.in_progress.get_or_insert(InProgress { generation, error: None });
+        if progress.error.as_ref() != Some(&error) {
+            let text = report::message("Pod resize error", &self.pod, progress.generation, Some(&error));
+            self.ctx.events.pod(&self.pod, EventType::Warning, "ResizeError", text);
+        }
+        progress.error = Some(error);
+    }
+
+    /// Writes what is promised and in effect to the disk.
+    fn keep_resources(&self) {
+        if let Err(error) = self.resources.save(&self.ctx.pod_dir(PodExt::uid(&*self.pod))) {
+            tracing::error!(%error, pod = self.pod.describe(), "allocated resources are not kept on disk");
+        }
     }
 
     fn busy_with_containers(&self) -> bool {
@@ -618,10 +756,16 @@ impl Worker {
                     let text = "Pod sandbox changed, it will be killed and re-created.";
                     self.ctx.events.pod(&self.pod, EventType::Normal, "SandboxChanged", text);
                 }
+                self.resources.actuated.pod = super::resources::pod_resources(&self.pod);
+                self.keep_resources();
                 self.spawn(Op::Sandbox, ops::sandbox(ctx, pod, attempt, stale, self.observed.clone()));
             }
             Action::Start { kind, name } => self.start(kind, name, now),
             Action::Kill(kill) => self.kill_container(kill),
+            Action::Resize(plan) => {
+                let Some(sandbox) = self.observed.ready_sandbox().map(|s| s.id.clone()) else { return };
+                self.spawn(Op::Resize, ops::resize(ctx, sandbox, plan, self.observed.clone()));
+            }
             Action::KillPod => {
                 self.waiting.clear();
                 let own = pod_grace(&self.pod);
@@ -650,6 +794,13 @@ impl Worker {
             }
         }
         let attempt = last.map_or_else(|| self.reported_attempt(&name), |c| c.attempt + 1);
+        if kind != ContainerKind::Ephemeral {
+            let own = container.resources.clone().unwrap_or_default();
+            if self.resources.actuated.containers.get(&name) != Some(&own) {
+                self.resources.actuated.containers.insert(name.clone(), own);
+                self.keep_resources();
+            }
+        }
         let job = ops::StartJob {
             ctx: self.ctx.clone(),
             pod: self.pod.clone(),
@@ -672,6 +823,9 @@ impl Worker {
     }
 
     fn kill_container(&mut self, kill: Kill) {
+        if matches!(kill.reason, KillReason::Changed | KillReason::Resize) {
+            self.owed.insert(kill.name.clone());
+        }
         let op = Op::Kill(kill.id.clone());
         self.spawn(op, ops::kill(self.ctx.clone(), self.pod.clone(), kill, self.pod_ip()));
     }
@@ -709,8 +863,11 @@ impl Worker {
         let ready = |c: &Container, id: &str| {
             c.readiness_probe.is_none() || probes.get(id, ProbeKind::Readiness) == Some(true)
         };
+        let former = self.status.phase.clone();
         self.status = generate(&Input {
             pod: &self.pod,
+            actuated: &self.resources.actuated,
+            resize: &self.resize,
             old: &self.status,
             facts: Facts {
                 observed: &self.observed,
@@ -725,6 +882,10 @@ impl Worker {
             host_ips: &self.ctx.config.node_ips,
             now,
         });
+        if !self.owed.is_empty() && self.stage == Stage::Running {
+            // A container between its end and the start that is owed to it says nothing about the pod.
+            self.status.phase = former.or(Some("Running".into()));
+        }
         let phase = self.status.phase.as_deref().and_then(Phase::parse);
         if self.stage == Stage::Running && phase.is_some_and(Phase::is_terminal) {
             self.terminate();

@@ -3,7 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{Pod, PodCondition};
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use keelson_cri::ContainerState;
 use kube::runtime::{reflector, watcher};
 use serde_json::json;
@@ -16,6 +17,7 @@ use super::event::Desired;
 use super::fake::{FakeApi, FakeImages, FakeRuntime};
 use super::manager::{PodManager, PodManagerConfig};
 use super::pull::Puller;
+use super::resize::allocate::Allocations;
 use super::table::PodTable;
 use super::testing::{cri_container, cri_sandbox, pod_json, t0};
 use super::worker;
@@ -27,6 +29,8 @@ use crate::volumes::mounter::FakeMounter;
 struct Bench {
     runtime: Arc<FakeRuntime>,
     api: Arc<FakeApi>,
+    ctx: Arc<Context>,
+    table: Arc<PodTable>,
     desired: watch::Sender<Desired>,
     tasks: JoinSet<String>,
     clock: Clock,
@@ -56,9 +60,13 @@ async fn bench_with(pod: Pod, prepare: impl FnOnce(&FakeRuntime) -> Vec<String>)
     let (events, sink) = crate::events::channel(client.clone(), "n1");
     let shutdown = CancellationToken::new();
     tokio::spawn(sink.run(shutdown.clone()));
-    let ctx = Context {
+    for (name, amount) in [("cpu", "4"), ("memory", "8Gi")] {
+        config.allocatable.insert(name.into(), Quantity(amount.into()));
+    }
+    let ctx = Arc::new(Context {
         objects: ObjectCache::new(client.clone()),
         puller: Puller::new(clock),
+        allocations: Allocations::new(config.allocatable.clone()),
         config,
         client,
         runtime: runtime.clone(),
@@ -67,11 +75,12 @@ async fn bench_with(pod: Pod, prepare: impl FnOnce(&FakeRuntime) -> Vec<String>)
         services,
         mounter: Arc::new(FakeMounter::default()),
         clock,
-    };
+    });
     let mut tasks = JoinSet::new();
     let first = Desired { pod: Arc::new(api.pod()), removed: false };
-    let handle =
-        worker::spawn(Arc::new(ctx), Arc::new(PodTable::default()), first, sandboxes, shutdown, &mut tasks);
+    let table = Arc::new(PodTable::default());
+    table.set(first.pod.clone(), Arc::default());
+    let handle = worker::spawn(ctx.clone(), table.clone(), first, sandboxes, shutdown, &mut tasks);
     let mut news = keelson_cri::RuntimeService::events(&*runtime);
     let changed = handle.runtime_changed.clone();
     let router = tokio::spawn(async move {
@@ -79,7 +88,7 @@ async fn bench_with(pod: Pod, prepare: impl FnOnce(&FakeRuntime) -> Vec<String>)
             changed.notify_one();
         }
     });
-    Bench { runtime, api, desired: handle.desired, tasks, clock, dir, _router: router }
+    Bench { runtime, api, ctx, table, desired: handle.desired, tasks, clock, dir, _router: router }
 }
 
 impl Bench {
@@ -482,9 +491,17 @@ async fn the_manager_finds_pods_and_ends_orphans() {
         PodManager::with_parts(config, api.client(), runtime.clone(), Arc::new(FakeImages), mounter, clock);
     let shutdown = CancellationToken::new();
     let run = tokio::spawn(manager.clone().run(shutdown.clone()));
-    tokio::time::sleep(Duration::from_secs(60)).await;
+    tokio::time::sleep(Duration::from_secs(50)).await;
     let log = runtime.take_log();
-    for line in ["sandbox 0", "start a-0", "start b-0", "term x-0 30s", "stop left", "remove left"] {
+    for line in [
+        "sandbox 0",
+        "start a-0",
+        "start b-0",
+        "term x-0 30s",
+        "stop left",
+        "remove left",
+        "update kubepods/besteffort shares=2",
+    ] {
         assert!(log.iter().any(|l| l == line), "{line}: {log:?}");
     }
     assert_eq!(manager.get_pod("ns", "p").unwrap().metadata.uid.as_deref(), Some("u"));
@@ -498,4 +515,177 @@ async fn the_manager_finds_pods_and_ends_orphans() {
     run.await.unwrap();
     // Pods outlive the agent.
     assert!(runtime.take_log().is_empty());
+}
+
+/// A pod with one container whose requests are its limits.
+fn sized(cpu: &str, memory: &str, policy: &str) -> serde_json::Value {
+    let amounts = json!({"cpu": cpu, "memory": memory});
+    json!({"restartPolicy": "OnFailure", "containers": [{
+        "name": "a", "image": "i:1", "resources": {"requests": amounts, "limits": amounts},
+        "resizePolicy": [
+            {"resourceName": "cpu", "restartPolicy": policy}, {"resourceName": "memory", "restartPolicy": policy},
+        ],
+    }]})
+}
+
+impl Bench {
+    /// Sends the pod with new resources, as the `resize` subresource stores it.
+    fn resize(&self, generation: i64, cpu: &str, memory: &str, policy: &str) {
+        let spec = pod_json(sized(cpu, memory, policy)).spec;
+        self.update(|pod| {
+            pod.spec = spec;
+            pod.metadata.generation = Some(generation);
+        });
+    }
+
+    fn resize_condition(&self, type_: &str) -> Option<PodCondition> {
+        self.api.pod().status?.conditions?.into_iter().find(|c| c.type_ == type_)
+    }
+
+    /// `allocated/in effect` cpu of the container.
+    fn cpu(&self) -> String {
+        let status = self.api.pod().status.unwrap().container_statuses.unwrap().remove(0);
+        let text = |map: Option<std::collections::BTreeMap<String, Quantity>>| map.unwrap()["cpu"].0.clone();
+        format!("{}/{}", text(status.allocated_resources), text(status.resources.unwrap().requests))
+    }
+
+    fn resize_events(&self) -> Vec<String> {
+        let reasons = self.api.events();
+        let reasons = reasons.iter().filter_map(|e| Some(e.split_once(':')?.0.to_owned()));
+        reasons.filter(|r| r.starts_with("Resize")).collect()
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_running_container_is_resized() {
+    let b = bench(sized("1", "1Gi", "NotRequired")).await;
+    b.wait(1).await;
+    b.runtime.take_log();
+    assert_eq!(b.cpu(), "1/1");
+    b.resize(2, "2", "2Gi", "NotRequired");
+    b.wait(1).await;
+    b.check_log(&[
+        "update sandbox-0 memory=2147483648",
+        "update a-0 memory=2147483648",
+        "update sandbox-0 quota=200000",
+        "update sandbox-0 shares=2048",
+        "update a-0 quota=200000 shares=2048",
+    ]);
+    assert_eq!(b.cpu(), "2/2");
+    let status = b.api.pod().status.unwrap();
+    assert_eq!(status.observed_generation, Some(2));
+    assert_eq!(status.container_statuses.unwrap()[0].restart_count, 0);
+    assert_eq!(b.resize_condition("PodResizeInProgress"), None);
+    assert_eq!(b.resize_events(), ["ResizeStarted", "ResizeCompleted"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_resize_restarts_where_the_policy_says_so() {
+    let b = bench(sized("1", "1Gi", "RestartContainer")).await;
+    b.wait(1).await;
+    b.runtime.take_log();
+    b.resize(2, "2", "1Gi", "RestartContainer");
+    b.wait(2).await;
+    b.check_log(&[
+        "term a-0 30s",
+        "dead a",
+        "update sandbox-0 quota=200000",
+        "update sandbox-0 shares=2048",
+        "start a-1",
+    ]);
+    assert_eq!(b.runtime.config("a-1").resources.cpu_quota, Some(200_000));
+    assert_eq!((b.cpu().as_str(), b.phase().as_str()), ("2/2", "Running"));
+    assert_eq!(b.resize_condition("PodResizeInProgress"), None);
+    assert_eq!(b.resize_events(), ["ResizeStarted", "ResizeCompleted"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_resize_waits_for_room() {
+    let b = bench(sized("1", "1Gi", "NotRequired")).await;
+    b.wait(1).await;
+    let mut other = pod_json(sized("2", "1Gi", "NotRequired"));
+    other.metadata.uid = Some("o".into());
+    b.table.set(Arc::new(other), Arc::default());
+    b.runtime.take_log();
+    b.resize(2, "3", "1Gi", "NotRequired");
+    b.wait(1).await;
+    let pending = b.resize_condition("PodResizePending").unwrap();
+    assert_eq!((pending.reason.as_deref(), pending.observed_generation), (Some("Deferred"), Some(2)));
+    let lack = "Node didn't have enough resource: cpu, requested: 3000, used: 2000, capacity: 4000";
+    assert_eq!(pending.message.as_deref(), Some(lack));
+    assert_eq!(b.cpu(), "1/1");
+    b.check_log(&[]);
+    b.table.remove("o");
+    b.ctx.allocations.freed(&b.table);
+    b.wait(1).await;
+    assert_eq!((b.cpu().as_str(), b.resize_condition("PodResizePending")), ("3/3", None));
+    b.resize(3, "9", "1Gi", "NotRequired");
+    b.wait(1).await;
+    let pending = b.resize_condition("PodResizePending").unwrap();
+    assert_eq!(pending.reason.as_deref(), Some("Infeasible"));
+    // Taken back.
+    b.resize(4, "3", "1Gi", "NotRequired");
+    b.wait(1).await;
+    assert_eq!(b.resize_condition("PodResizePending"), None);
+    assert_eq!(b.resize_events(), ["ResizeDeferred", "ResizeStarted", "ResizeCompleted", "ResizeInfeasible"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn memory_in_use_is_not_taken_away() {
+    let b = bench(sized("1", "2Gi", "NotRequired")).await;
+    b.wait(1).await;
+    b.runtime.take_log();
+    b.runtime.take_memory("a-0", 3 << 29);
+    b.resize(2, "1", "1Gi", "NotRequired");
+    b.wait(1).await;
+    b.check_log(&[]);
+    let going = b.resize_condition("PodResizeInProgress").unwrap();
+    assert_eq!(going.reason.as_deref(), Some("Error"));
+    assert!(
+        going.message.unwrap().starts_with("cannot decrease memory limits: [attempting to set container")
+    );
+    b.runtime.take_memory("a-0", 1 << 29);
+    b.wait(120).await;
+    b.check_log(&["update a-0 memory=1073741824", "update sandbox-0 memory=1073741824"]);
+    assert_eq!(b.resize_condition("PodResizeInProgress"), None);
+    assert_eq!(b.resize_events(), ["ResizeStarted", "ResizeError", "ResizeCompleted"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_new_agent_keeps_what_was_allocated() {
+    let b = bench(sized("1", "1Gi", "NotRequired")).await;
+    b.wait(1).await;
+    b.runtime.refuse_updates(true);
+    b.resize(2, "2", "1Gi", "NotRequired");
+    b.wait(1).await;
+    assert_eq!(b.cpu(), "2/1");
+    assert_eq!(b.resize_condition("PodResizeInProgress").unwrap().reason.as_deref(), Some("Error"));
+    drop(b.tasks);
+    b.runtime.take_log();
+    b.runtime.refuse_updates(false);
+    // The next agent finds a spec that its node has no room for, and one resize half done.
+    let mut pod = b.api.pod();
+    pod.spec = pod_json(sized("9", "1Gi", "NotRequired")).spec;
+    pod.metadata.generation = Some(3);
+    let (mut tasks, shutdown) = (JoinSet::new(), CancellationToken::new());
+    let first = Desired { pod: Arc::new(pod), removed: false };
+    let found = vec!["sandbox-0".to_owned()];
+    let _worker = worker::spawn(b.ctx.clone(), b.table.clone(), first, found, shutdown, &mut tasks);
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let log = b.runtime.take_log();
+    assert_eq!(
+        log,
+        [
+            "update sandbox-0 quota=200000",
+            "update sandbox-0 shares=2048",
+            "update a-0 quota=200000 shares=2048"
+        ]
+    );
+    let status = b.api.pod().status.unwrap();
+    let own = &status.container_statuses.unwrap()[0];
+    assert_eq!(own.allocated_resources.as_ref().unwrap()["cpu"].0, "2");
+    let reasons: Vec<_> =
+        status.conditions.unwrap().into_iter().filter(|c| c.type_.starts_with("PodResize")).collect();
+    assert_eq!(reasons.len(), 1);
+    assert_eq!(reasons[0].reason.as_deref(), Some("Infeasible"));
 }

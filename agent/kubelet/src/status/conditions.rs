@@ -4,10 +4,18 @@ use k8s_openapi::api::core::v1::{ContainerStatus, Pod, PodCondition};
 
 use super::phase::{Phase, has_started};
 use crate::pods::podext::{PodExt, is_sidecar};
+use crate::pods::resize::report;
 
 /// Types that the kubelet writes; all others in a pod belong to somebody else and are kept.
-pub const OWNED: [&str; 5] =
-    ["PodReadyToStartContainers", "Initialized", "Ready", "ContainersReady", "PodScheduled"];
+pub const OWNED: [&str; 7] = [
+    "PodReadyToStartContainers",
+    "Initialized",
+    "Ready",
+    "ContainersReady",
+    "PodScheduled",
+    report::PENDING,
+    report::IN_PROGRESS,
+];
 
 fn condition(type_: &str, result: Result<Option<&str>, (&str, String)>) -> PodCondition {
     let (status, reason, message) = match result {

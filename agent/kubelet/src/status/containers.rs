@@ -13,6 +13,7 @@ use crate::clock::api_time;
 use crate::pods::ObservedPod;
 use crate::pods::actions::should_be_restarted;
 use crate::pods::podext::{ContainerKind, PodExt, is_sidecar};
+use crate::pods::resize::Actuated;
 
 /// Why a container that should run does not.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -124,11 +125,17 @@ pub fn statuses(
     containers: &[Container],
     old: &[ContainerStatus],
     facts: &Facts<'_>,
+    actuated: &Actuated,
 ) -> Vec<ContainerStatus> {
     let has_init = kind != ContainerKind::Ephemeral && !pod.init_containers().is_empty();
     let default_reason = if has_init { "PodInitializing" } else { "ContainerCreating" };
     let mut out: Vec<ContainerStatus> =
         containers.iter().map(|c| one(pod, kind, c, old, default_reason, facts)).collect();
+    for (status, container) in out.iter_mut().zip(containers) {
+        if facts.observed.container(&container.name).is_some() {
+            set_resources(status, container, actuated);
+        }
+    }
     if kind != ContainerKind::Init {
         out.sort_by(|a, b| a.name.cmp(&b.name));
     }
@@ -220,6 +227,15 @@ fn missing(
     status
 }
 
+/// What is allocated, and what is in effect of it: of a container that does not run, all.
+fn set_resources(status: &mut ContainerStatus, container: &Container, actuated: &Actuated) {
+    let own = container.resources.clone().unwrap_or_default();
+    let running = status.state.as_ref().is_some_and(|s| s.running.is_some());
+    status.allocated_resources.clone_from(&own.requests);
+    let in_effect = actuated.containers.get(&container.name).filter(|_| running);
+    status.resources = Some(in_effect.cloned().unwrap_or(own));
+}
+
 fn set_readiness(
     status: &mut ContainerStatus,
     kind: ContainerKind,
@@ -268,7 +284,7 @@ mod tests {
             started: &|_, _| true,
             ready: &|_, _| true,
         };
-        statuses(pod, ContainerKind::Regular, &PodExt::spec(pod).containers, old, &facts)
+        statuses(pod, ContainerKind::Regular, &PodExt::spec(pod).containers, old, &facts, &Actuated::of(pod))
     }
 
     #[test]
@@ -302,7 +318,8 @@ mod tests {
             started: &|_, _| true,
             ready: &|_, _| true,
         };
-        let got = statuses(&pod, ContainerKind::Init, pod.init_containers(), &[], &facts);
+        let got =
+            statuses(&pod, ContainerKind::Init, pod.init_containers(), &[], &facts, &Actuated::of(&pod));
         let reason = got[0].state.clone().unwrap().waiting.unwrap().reason;
         assert_eq!(reason.as_deref(), Some("PodInitializing"));
     }

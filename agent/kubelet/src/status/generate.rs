@@ -6,7 +6,7 @@ use std::time::SystemTime;
 
 use k8s_openapi::api::core::v1::{
     Container, ContainerState, ContainerStateTerminated, ContainerStatus, HostIP, Pod, PodCondition, PodIP,
-    PodStatus,
+    PodStatus, ResourceRequirements,
 };
 
 use super::conditions;
@@ -14,7 +14,9 @@ use super::containers::{Facts, statuses};
 use super::phase::{Phase, phase};
 use crate::clock::api_time;
 use crate::pods::podext::{ContainerKind, PodExt, container_of_ephemeral};
-use crate::pods::qos::qos_class;
+use crate::pods::qos::{self, Side, qos_class};
+use crate::pods::resize::Actuated;
+use crate::pods::resize::report::Progress;
 
 /// A verdict that overrides what the containers say.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -29,6 +31,10 @@ pub struct Verdict {
 pub struct Input<'a> {
     /// The pod as the API last sent it.
     pub pod: &'a Pod,
+    /// Resources that are in effect.
+    pub actuated: &'a Actuated,
+    /// How far a resize is.
+    pub resize: &'a Progress,
     /// The last status made here, or the API's.
     pub old: &'a PodStatus,
     /// Containers.
@@ -53,7 +59,7 @@ pub fn generate(input: &Input<'_>) -> PodStatus {
     let list = |field: &Option<Vec<ContainerStatus>>| field.clone().unwrap_or_default();
     let ephemeral: Vec<Container> = pod.ephemeral_containers().iter().map(container_of_ephemeral).collect();
     let make = |kind, containers: &[Container], old: &Option<Vec<ContainerStatus>>| {
-        statuses(pod, kind, containers, &list(old), facts)
+        statuses(pod, kind, containers, &list(old), facts, input.actuated)
     };
     let mut regular =
         make(ContainerKind::Regular, &PodExt::spec(pod).containers, &input.old.container_statuses);
@@ -112,8 +118,12 @@ pub fn generate(input: &Input<'_>) -> PodStatus {
         conditions::plain("PodScheduled", true),
     ];
     for condition in &mut own {
-        stamp(condition, input.old.conditions.as_deref().unwrap_or(&others), input.now);
         condition.observed_generation = generation;
+    }
+    // A resize's conditions are about the generation that asked for it.
+    own.extend(input.resize.conditions());
+    for condition in &mut own {
+        stamp(condition, input.old.conditions.as_deref().unwrap_or(&others), input.now);
     }
     let kept = others.into_iter().filter(|c| !conditions::OWNED.contains(&c.type_.as_str()));
     PodStatus {
@@ -132,6 +142,12 @@ pub fn generate(input: &Input<'_>) -> PodStatus {
         qos_class: Some(api.qos_class.unwrap_or_else(|| qos_class(pod).as_str().to_owned())),
         start_time: input.old.start_time.clone().or(api.start_time).or_else(|| Some(api_time(input.now))),
         observed_generation: generation,
+        allocated_resources: qos::pod_amounts(pod, Side::Requests),
+        resources: Some(ResourceRequirements {
+            requests: qos::pod_amounts(pod, Side::Requests),
+            limits: qos::pod_amounts(pod, Side::Limits),
+            claims: None,
+        }),
         // Fields of other owners are not ours to write.
         ..PodStatus::default()
     }
@@ -185,6 +201,8 @@ mod tests {
         let old = pod.status.clone().unwrap_or_default();
         generate(&Input {
             pod,
+            actuated: &Actuated::of(pod),
+            resize: &Progress::of(pod),
             old: &old,
             facts: Facts {
                 observed,

@@ -9,7 +9,7 @@ use serde_json::{Map, Value, json};
 use crate::pods::podext::PodExt;
 
 /// Fields of `pod.status` that the kubelet writes, with lists that are replaced as a whole.
-const OWNED: [&str; 13] = [
+const OWNED: [&str; 15] = [
     "phase",
     "reason",
     "message",
@@ -23,6 +23,8 @@ const OWNED: [&str; 13] = [
     "qosClass",
     "startTime",
     "observedGeneration",
+    "allocatedResources",
+    "resources",
 ];
 /// Deadline of one request.
 const TIMEOUT: Duration = Duration::from_secs(10);
@@ -68,8 +70,16 @@ pub fn diff(old: &PodStatus, new: &PodStatus) -> Option<Value> {
     }
     let conditions =
         |m: &Map<String, Value>| m.get("conditions").and_then(Value::as_array).cloned().unwrap_or_default();
-    let was = conditions(&old);
-    let changed: Vec<Value> = conditions(&new)
+    let (was, is) = (conditions(&old), conditions(&new));
+    // Only conditions of ours ever go.
+    let gone = was
+        .iter()
+        .map(|c| &c["type"])
+        .filter(|t| t.as_str().is_some_and(|t| super::conditions::OWNED.contains(&t)))
+        .filter(|t| is.iter().all(|c| c["type"] != **t))
+        .map(|t| json!({"$patch": "delete", "type": t}));
+    let gone: Vec<Value> = gone.collect();
+    let changed: Vec<Value> = is
         .into_iter()
         .filter(|c| !was.contains(c))
         .map(|mut c| {
@@ -81,6 +91,7 @@ pub fn diff(old: &PodStatus, new: &PodStatus) -> Option<Value> {
             }
             c
         })
+        .chain(gone)
         .collect();
     if !changed.is_empty() {
         out.insert("conditions".to_owned(), Value::Array(changed));
@@ -126,6 +137,11 @@ mod tests {
         );
         check(json!({"reason": "X"}), json!({}), Some(json!({"reason": null})));
         check(json!({"nominatedNodeName": "n"}), json!({}), None);
+        check(
+            json!({"conditions": [{"type": "PodResizePending", "status": "True"}, {"type": "x/y", "status": "True"}]}),
+            json!({}),
+            Some(json!({"conditions": [{"$patch": "delete", "type": "PodResizePending"}]})),
+        );
         check(
             json!({"podIPs": [{"ip": "1"}]}),
             json!({"podIPs": [{"ip": "2"}]}),

@@ -136,6 +136,16 @@ impl RuntimeService for FakeRuntime {
     ) -> Result<()> {
         unused()
     }
+    async fn update_pod_sandbox_resources(
+        &self,
+        _sandbox_id: &str,
+        _resources: LinuxResources,
+    ) -> Result<()> {
+        unused()
+    }
+    async fn update_cgroup(&self, _cgroup: &str, _resources: LinuxResources) -> Result<()> {
+        Ok(())
+    }
     async fn exec(&self, _container_id: &str, request: ExecRequest) -> Result<StreamSession> {
         match request.command.first().map(String::as_str) {
             Some("missing") => Err(CriError::Internal("executable file not found in $PATH".into())),

@@ -4,7 +4,7 @@
 mod access;
 mod event;
 mod network;
-mod pod;
+pub(in crate::resources) mod pod;
 mod pod_template;
 mod simple;
 mod workload;

@@ -38,6 +38,7 @@ impl Strategy for Pod {
         match context.subresource.as_str() {
             "" => validation::pod_update(new, old),
             "ephemeralcontainers" => validation::ephemeral_containers_update(new, old),
+            "resize" => validation::pod_resize(new, old),
             _ => Vec::new(),
         }
     }
@@ -61,21 +62,35 @@ impl Strategy for Pod {
     }
 }
 
-/// Quality of service from cpu and memory requests and limits, as `status.qosClass` shows it.
+/// Quality of service from cpu and memory requests and limits, as `status.qosClass` shows it. Resources of the pod as a
+/// whole (KEP-2837) take the place of the containers'.
 pub fn qos_class(pod: &Value) -> &'static str {
+    let spec = &pod["spec"];
+    let own = &spec["resources"];
+    let filled = |kind: &str| own[kind].as_object().is_some_and(|map| !map.is_empty());
+    if filled("requests") || filled("limits") {
+        return class_of(std::iter::once(own));
+    }
+    let lists = ["initContainers", "containers"].into_iter();
+    class_of(
+        lists
+            .flat_map(|list| spec[list].as_array().into_iter().flatten())
+            .map(|container| &container["resources"]),
+    )
+}
+
+fn class_of<'a>(all: impl Iterator<Item = &'a Value>) -> &'static str {
     let mut any = false;
     let mut guaranteed = true;
-    for list in ["initContainers", "containers"] {
-        for container in pod["spec"][list].as_array().into_iter().flatten() {
-            for resource in ["cpu", "memory"] {
-                let amount = |kind: &str| {
-                    let amount = container["resources"][kind][resource].as_str()?.parse::<Quantity>().ok()?;
-                    (amount.sign() > 0).then_some(amount)
-                };
-                let (request, limit) = (amount("requests"), amount("limits"));
-                any |= request.is_some() || limit.is_some();
-                guaranteed &= limit.is_some() && request.is_none_or(|request| Some(request) == limit);
-            }
+    for resources in all {
+        for resource in ["cpu", "memory"] {
+            let amount = |kind: &str| {
+                let amount = resources[kind][resource].as_str()?.parse::<Quantity>().ok()?;
+                (amount.sign() > 0).then_some(amount)
+            };
+            let (request, limit) = (amount("requests"), amount("limits"));
+            any |= request.is_some() || limit.is_some();
+            guaranteed &= limit.is_some() && request.is_none_or(|request| Some(request) == limit);
         }
     }
     match (any, guaranteed) {
@@ -103,6 +118,9 @@ mod tests {
             json!({"limits": {"cpu": "1", "memory": "1Gi"}, "requests": {"cpu": "1000m", "memory": "1024Mi"}}),
             "Guaranteed",
         );
+        let whole =
+            json!({"spec": {"resources": {"limits": {"cpu": "1", "memory": "1Gi"}}, "containers": [{}]}});
+        assert_eq!(qos_class(&whole), "Guaranteed");
     }
 
     #[test]

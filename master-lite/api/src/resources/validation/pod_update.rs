@@ -96,7 +96,7 @@ fn munge(spec: &Value, before: &Value) -> Value {
     munged
 }
 
-fn copy(to: &mut Value, from: &Value, field: &str) {
+pub(super) fn copy(to: &mut Value, from: &Value, field: &str) {
     let Some(map) = to.as_object_mut() else { return };
     match from.get(field) {
         Some(value) => map.insert(field.to_owned(), value.clone()),

@@ -409,6 +409,75 @@ fn pod_changes() {
     );
 }
 
+#[test]
+fn resizes() {
+    let sized = || {
+        pod(|spec| {
+            let resources =
+                json!({"requests": {"cpu": "1", "memory": "1Gi"}, "limits": {"cpu": "2", "memory": "2Gi"}});
+            spec["containers"][0]["resources"] = resources.clone();
+            spec["initContainers"] = json!([{
+                "name": "i", "image": "i", "imagePullPolicy": "Always", "terminationMessagePolicy": "File",
+                "resources": resources,
+            }]);
+        })
+    };
+    let check = |change: fn(&mut Value), expected: &[&str]| {
+        check_change("Pod", "resize", sized(), change, expected);
+    };
+    check(|_| {}, &[]);
+    check(|p| p["spec"]["containers"][0]["resources"]["requests"]["cpu"] = "1500m".into(), &[]);
+    check(|p| p["spec"]["initContainers"][0]["resources"]["limits"]["memory"] = "1Gi".into(), &[]);
+    check(
+        |p| p["spec"]["containers"][0]["resources"]["limits"] = json!({"cpu": "2"}),
+        &["spec.containers[0].resources.limits: Forbidden: resource limits cannot be removed"],
+    );
+    check(
+        |p| {
+            for list in ["containers", "initContainers"] {
+                p["spec"][list][0]["resources"]["limits"] = json!({"cpu": "1", "memory": "1Gi"});
+            }
+        },
+        &["spec: Invalid value: \"Burstable\": Pod QOS Class may not change as a result of resizing"],
+    );
+    check(
+        |p| p["spec"]["containers"][0]["resources"]["requests"]["ephemeral-storage"] = "1Gi".into(),
+        &["spec: Forbidden: only cpu and memory resources are mutable"],
+    );
+    check(
+        |p| {
+            let policy = json!([{"resourceName": "cpu", "restartPolicy": "RestartContainer"}]);
+            p["spec"]["containers"][0]["resizePolicy"] = policy;
+        },
+        &["spec: Forbidden: only cpu and memory resources are mutable"],
+    );
+    check(
+        |p| p["spec"]["containers"][0]["name"] = "z".into(),
+        &["spec.containers[0].name: Forbidden: containers may not be renamed or reordered on resize"],
+    );
+    check(
+        |p| p["spec"]["initContainers"] = json!([]),
+        &["spec.initContainers: Forbidden: initContainers may not be added or removed on resize"],
+    );
+    check_change(
+        "Pod",
+        "resize",
+        {
+            let mut running = sized();
+            running["status"] = json!({"containerStatuses": [{"name": "c", "state": {"running": {}}}]});
+            running
+        },
+        |_| {},
+        &["spec: Forbidden: Pod running on node without support for resize"],
+    );
+    let mirror = {
+        let mut pod = sized();
+        pod["metadata"]["annotations"] = json!({"kubernetes.io/config.mirror": "x"});
+        pod
+    };
+    check_change("Pod", "resize", mirror, |_| {}, &[": Forbidden: static pods cannot be resized"]);
+}
+
 /// A workload's spec.
 fn workload(change: impl Fn(&mut Value)) -> Value {
     let mut object = json!({"spec": {
