@@ -22,6 +22,7 @@ const RESOURCES: &[(&str, &str, &str, bool)] = &[
     ("v1", "services", "Service", true),
     ("v1", "endpoints", "Endpoints", true),
     ("v1", "replicationcontrollers", "ReplicationController", true),
+    ("v1", "persistentvolumeclaims", "PersistentVolumeClaim", true),
     ("v1", "serviceaccounts", "ServiceAccount", true),
     ("v1", "configmaps", "ConfigMap", true),
     ("v1", "secrets", "Secret", true),
@@ -30,6 +31,10 @@ const RESOURCES: &[(&str, &str, &str, bool)] = &[
     ("apps/v1", "daemonsets", "DaemonSet", true),
     ("apps/v1", "deployments", "Deployment", true),
     ("apps/v1", "replicasets", "ReplicaSet", true),
+    ("apps/v1", "statefulsets", "StatefulSet", true),
+    ("batch/v1", "cronjobs", "CronJob", true),
+    ("batch/v1", "jobs", "Job", true),
+    ("policy/v1", "poddisruptionbudgets", "PodDisruptionBudget", true),
     ("discovery.k8s.io/v1", "endpointslices", "EndpointSlice", true),
     ("coordination.k8s.io/v1", "leases", "Lease", true),
     ("certificates.k8s.io/v1", "certificatesigningrequests", "CertificateSigningRequest", false),
@@ -393,6 +398,13 @@ fn strategic_merge(object: &mut Value, patch: &Value) {
         return;
     };
     for (key, value) in fields {
+        if let Some(key) = key.strip_prefix("$deleteFromPrimitiveList/") {
+            let doomed = value.as_array().cloned().unwrap_or_default();
+            if let Some(list) = object[key].as_array_mut() {
+                list.retain(|item| !doomed.contains(item));
+            }
+            continue;
+        }
         let merge_key = match key.as_str() {
             "conditions" => Some("type"),
             "ownerReferences" => Some("uid"),

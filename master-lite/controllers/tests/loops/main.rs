@@ -9,3 +9,4 @@ mod deployments;
 mod fake_api;
 mod namespaces;
 mod nodes;
+mod workloads;
