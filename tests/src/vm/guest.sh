@@ -19,6 +19,8 @@ mkdir -p /result/output
 ln -s result/output /output
 
 # As systemd leaves them.
+ulimit -Hn 524288
+ulimit -Sn 1024
 mount --make-rshared /
 for controller in $(cat /sys/fs/cgroup/cgroup.controllers); do
     echo "+$controller" >/sys/fs/cgroup/cgroup.subtree_control

@@ -27,7 +27,9 @@ pub fn stage(dir: &Path, images: &[&str]) -> Result<()> {
         put(&paths::target().join(of_pods).join(program), &target.join(of_pods).join(program))?;
     }
     for image in images {
-        put(&images::ensure(image)?, &target.join("testdata/images").join(format!("{image}.tar")))?;
+        let archive = images::ensure(image)?;
+        // Where the testbed in the guest looks for it.
+        put(&archive, &target.join(archive.strip_prefix(paths::target())?))?;
     }
     let kubectl = Kubectl::new(Path::new("/"))?;
     put(&on_path(kubectl.program())?, &dir.join("bin/kubectl"))
