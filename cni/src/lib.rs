@@ -24,7 +24,7 @@ pub mod types;
 pub use driver::{Attached, Attachment, Bandwidth, Driver, DriverConfig, DriverError};
 pub use error::{Error, Result};
 pub use net::netlink::Netlink;
-pub use nft::masquerade;
+pub use nft::{masquerade, services};
 pub use routes::NodeRoute;
 pub use types::config::{Mode, PortMapping, Protocol};
 pub use types::invocation::Owner;

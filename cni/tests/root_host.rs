@@ -4,10 +4,14 @@
 
 mod common;
 
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
 use std::path::PathBuf;
+use std::time::Duration;
 
 use common::Space;
 use keelson_cni::netconf::{DefaultNetwork, ensure_default};
+use keelson_cni::services::{self, Forward};
 use keelson_cni::{Attachment, Driver, DriverConfig, Mode, Netlink, NodeRoute, Owner, host, routes};
 
 fn route(dst: &str, via: &str) -> NodeRoute {
@@ -43,6 +47,86 @@ fn only_own_routes_are_synced() {
     sync(vec![]).unwrap();
     let listed = space.command("ip route");
     assert!(!listed.contains("10.244.") && listed.contains("10.50.0.0/16"), "{listed}");
+}
+
+/// A pod that tells its name and who asks, on port 80.
+fn server(host: &Space, name: &'static str, link: &'static str, network: &str) -> Space {
+    let pod = Space::new();
+    host.connect(link, &pod, "eth0");
+    host.command(&format!("ip address add {network}.1/24 dev {link}"));
+    pod.command(&format!("ip address add {network}.2/24 dev eth0"));
+    pod.command(&format!("ip route add default via {network}.1"));
+    pod.run(move || {
+        let listener = TcpListener::bind("0.0.0.0:80").unwrap();
+        std::thread::spawn(move || {
+            for stream in listener.incoming() {
+                let mut stream = stream.unwrap();
+                let answer = format!("{name} {}", stream.peer_addr().unwrap().ip());
+                let _ = stream.write_all(answer.as_bytes());
+            }
+        });
+    });
+    pod
+}
+
+#[test]
+fn services_are_open_to_clients_from_outside() {
+    let (host, outside) = (Space::new(), Space::new());
+    host.connect("wan0", &outside, "wan1");
+    host.command("ip address add 192.0.2.1/24 dev wan0");
+    outside.command("ip address add 192.0.2.2/24 dev wan1");
+    outside.command("ip route add 198.51.100.0/24 via 192.0.2.1");
+    host.run(|| host::ensure_forwarding().unwrap());
+    let _pods = (server(&host, "a", "pod0", "10.0.1"), server(&host, "b", "pod1", "10.0.2"));
+    let ask = |address: &'static str| {
+        outside.run(move || -> std::io::Result<String> {
+            let mut text = String::new();
+            let mut stream = TcpStream::connect_timeout(&address.parse().unwrap(), Duration::from_secs(2))?;
+            stream.set_read_timeout(Some(Duration::from_secs(2)))?;
+            stream.read_to_string(&mut text)?;
+            Ok(text)
+        })
+    };
+    let ensure = |forwards: Vec<Forward>| host.run(move || services::ensure(&forwards).unwrap());
+    let forward = |address: Option<&str>, port: u16, pods: &[&str]| Forward {
+        address: address.map(|address| address.parse().unwrap()),
+        port,
+        protocol: 6,
+        endpoints: pods.iter().map(|pod| format!("{pod}:80").parse().unwrap()).collect(),
+        sticky: false,
+        sources: Vec::new(),
+        keep_source: false,
+    };
+    let (a, b) = ("10.0.1.2", "10.0.2.2");
+    let sources = |net: &str| vec![net.parse().unwrap()];
+    let wanted = vec![
+        forward(None, 30080, &[a, b]),
+        Forward { sticky: true, ..forward(None, 30081, &[a, b]) },
+        Forward { keep_source: true, ..forward(None, 30082, &[a]) },
+        Forward { sources: sources("192.0.2.0/24"), ..forward(Some("198.51.100.7"), 80, &[b]) },
+        Forward { sources: sources("203.0.113.0/24"), ..forward(Some("198.51.100.8"), 80, &[b]) },
+    ];
+    ensure(wanted.clone());
+    // Again is nothing to do.
+    ensure(wanted);
+    let many: Vec<String> = (0..40).map(|_| ask("192.0.2.1:30080").unwrap()).collect();
+    let from = |answer: &str| many.iter().filter(|many| *many == answer).count();
+    // Any node may hold the endpoint, so the node asks for its client.
+    assert!(from("a 10.0.1.1") > 5 && from("b 10.0.2.1") > 5, "{many:?}");
+    let first = ask("192.0.2.1:30081").unwrap();
+    assert!((0..10).all(|_| ask("192.0.2.1:30081").unwrap() == first), "one client, one endpoint");
+    assert_eq!(ask("192.0.2.1:30082").unwrap(), "a 192.0.2.2");
+    assert_eq!(ask("198.51.100.7:80").unwrap(), "b 10.0.2.1");
+    assert!(ask("198.51.100.8:80").is_err(), "not one of the clients that may");
+    assert!(ask("192.0.2.1:30083").is_err());
+
+    // Far more than fits one read or an ordinary send buffer.
+    let pods: Vec<&str> = [a, b].into_iter().cycle().take(10).collect();
+    ensure((0..300).map(|number| forward(None, 30100 + number, &pods)).collect());
+    assert_eq!(ask("192.0.2.1:30080").unwrap_err().kind(), std::io::ErrorKind::ConnectionRefused);
+    assert!(ask("192.0.2.1:30399").is_ok());
+    ensure(Vec::new());
+    assert_eq!(ask("192.0.2.1:30399").unwrap_err().kind(), std::io::ErrorKind::ConnectionRefused);
 }
 
 #[test]

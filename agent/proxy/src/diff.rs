@@ -10,7 +10,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use keelson_ebpf_abi::{Backend, Frontend, FrontendKey, SlotKey};
+use keelson_ebpf_abi::{Backend, Frontend, FrontendKey, NodePlace, SlotKey};
 
 use crate::compile::MapImage;
 
@@ -64,6 +64,11 @@ impl Installed {
     }
 }
 
+/// The entry that says that an address is a node's.
+fn node(place: NodePlace) -> Frontend {
+    Frontend { generation: place as u32, ..CLAIM }
+}
+
 /// The entry that claims an address.
 const CLAIM: Frontend = Frontend { service: 0, generation: 0, slots: 0, affinity_seconds: 0 };
 
@@ -77,6 +82,7 @@ pub fn diff(installed: &Installed, image: &MapImage) -> Vec<MapOp> {
     let (mut slots, mut frontends) = (Vec::new(), Vec::new());
     let mut wanted: BTreeMap<FrontendKey, Frontend> =
         image.claimed.iter().map(|address| (FrontendKey::any_port(*address), CLAIM)).collect();
+    wanted.extend(image.nodes.iter().map(|(address, place)| (FrontendKey::node(*address), node(*place))));
     let mut forget = Vec::new();
     for (target, keys) in image.targets.iter().zip(&keys_of) {
         let known = keys.iter().find_map(|key| installed.frontends.get(key));
@@ -190,6 +196,8 @@ mod tests {
 
     prop_compose! {
         fn any_image()(
+            nodes in proptest::collection::btree_map(1u8..4, proptest::bool::ANY, 0..3),
+            node_ports in proptest::collection::btree_map(1u16..4, (proptest::collection::btree_set(1u8..8, 0..5), proptest::bool::ANY), 0..3),
             ports in proptest::collection::btree_map((1u8..6, 1u16..4), (proptest::collection::btree_set(1u8..8, 0..5), 0u32..2), 0..8)
         ) -> MapImage {
             let mut image = MapImage::default();
@@ -197,6 +205,17 @@ mod tests {
                 image.claimed.insert(key(address, port).address);
                 image.frontends.insert(key(address, port), image.targets.len());
                 image.targets.push(Target { backends: backends.into_iter().map(backend).collect(), affinity_seconds: affinity * 100 });
+            }
+            for (last, here) in nodes {
+                let place = if here { NodePlace::Here } else { NodePlace::Elsewhere };
+                image.nodes.insert(Be32::from_octets([192, 0, 2, last]), place);
+            }
+            for (port, (backends, everywhere)) in node_ports {
+                let target = image.targets.len();
+                image.targets.push(Target { backends: backends.into_iter().map(backend).collect(), affinity_seconds: 0 });
+                for place in [NodePlace::Here, NodePlace::Elsewhere].into_iter().take(1 + usize::from(everywhere)) {
+                    image.frontends.insert(FrontendKey::node_port(place as u32, Be16::new(port), 6), target);
+                }
             }
             image
         }
@@ -231,6 +250,12 @@ mod tests {
                     }
                 }
                 prop_assert_eq!(seen(&installed), wanted);
+                for (address, place) in &image.nodes {
+                    let entry = installed.frontends.get(&FrontendKey::node(*address));
+                    prop_assert_eq!(entry.map(|entry| entry.generation), Some(*place as u32));
+                }
+                let entries = image.frontends.len() + image.claimed.len() + image.nodes.len();
+                prop_assert_eq!(installed.frontends.len(), entries);
                 let slots: usize = image.targets.iter().map(|target| target.backends.len()).sum();
                 prop_assert_eq!(installed.slots.len(), slots);
                 prop_assert!(diff(&installed, &image).is_empty());
@@ -247,6 +272,7 @@ mod tests {
             }],
             frontends: [(key(1, 80), 0)].into(),
             claimed: [key(1, 80).address].into(),
+            nodes: [(key(9, 0).address, NodePlace::Here)].into(),
         };
         let mut installed = Installed::default();
         for op in diff(&installed, &image(&[1, 2])) {

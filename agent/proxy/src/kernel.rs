@@ -5,6 +5,7 @@
 //! no harm) and only then lets the old ones go.
 
 use std::fs::{self, File};
+use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 
 use aya::maps::{HashMap, MapData};
@@ -12,7 +13,8 @@ use aya::programs::links::FdLink;
 use aya::programs::{CgroupAttachMode, CgroupSockAddr};
 use aya::{Ebpf, EbpfLoader};
 use keelson_ebpf_abi::{
-    Affinity, AffinityKey, Backend, Frontend, FrontendKey, PIN_VERSION, Reverse, ReverseKey, SlotKey,
+    Affinity, AffinityKey, Backend, Frontend, FrontendKey, HOST_NETNS, PIN_VERSION, Reverse, ReverseKey,
+    SlotKey,
 };
 
 use crate::diff::{Installed, MapOp};
@@ -37,7 +39,8 @@ pub struct Kernel {
 
 impl Kernel {
     /// Loads the programs, attaches them to a cgroup (all sockets made below it see Services) and pins everything
-    /// under `pin_dir`, a folder of a bpffs.
+    /// under `pin_dir`, a folder of a bpffs. The network namespace of this process is the node's: its loopback has the
+    /// node ports.
     ///
     /// # Errors
     /// Anything the kernel refuses; what was attached by an earlier agent then stays as it is.
@@ -48,7 +51,13 @@ impl Kernel {
             path: dir.clone(),
             source,
         })?;
+        let netns = netns_cookie().map_err(|source| ProxyError::Io {
+            action: "tell the network namespace of",
+            path: "/proc/self/ns/net".into(),
+            source,
+        })?;
         let mut loader = EbpfLoader::new();
+        loader.override_global(HOST_NETNS, &netns, true);
         for name in MAPS {
             loader.map_pin_path(name, dir.join(name));
         }
@@ -116,6 +125,24 @@ impl Kernel {
             }
         }
     }
+}
+
+/// The cookie by which the kernel tells this process's network namespace from all others.
+fn netns_cookie() -> std::io::Result<u64> {
+    let socket = std::net::UdpSocket::bind((std::net::Ipv4Addr::LOCALHOST, 0))?;
+    let mut cookie = 0u64;
+    let mut length: libc::socklen_t = 8;
+    // SAFETY: the kernel writes at most `length` bytes to `cookie`, which has them, and the descriptor is open.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_NETNS_COOKIE,
+            (&raw mut cookie).cast(),
+            &mut length,
+        )
+    };
+    if result == 0 { Ok(cookie) } else { Err(std::io::Error::last_os_error()) }
 }
 
 fn gone_is_fine(result: Result<(), aya::maps::MapError>) -> Result<(), aya::maps::MapError> {

@@ -7,7 +7,7 @@ use std::io::ErrorKind;
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener, TcpStream, UdpSocket};
 use std::path::PathBuf;
 
-use keelson_ebpf_abi::{Backend, Be16, Be32, FrontendKey};
+use keelson_ebpf_abi::{Backend, Be16, Be32, FrontendKey, NodePlace};
 use keelson_proxy::kernel::Kernel;
 use keelson_proxy::{MapImage, Target, diff};
 
@@ -92,6 +92,57 @@ fn apply(kernel: &mut Kernel, image: &MapImage) {
     }
 }
 
+/// Node ports of two nodes: this one, 192.0.2.1, has an endpoint, the other, 192.0.2.2, has none.
+fn node_ports(kernel: &mut Kernel, endpoint: SocketAddr, listener: &TcpListener) {
+    const PORT: u16 = 30080;
+    let mut nodes = image(&[(80, 6, &[endpoint])], 0);
+    let (here, other) = (Be32::from_octets([192, 0, 2, 1]), Be32::from_octets([192, 0, 2, 2]));
+    nodes.nodes = [(here, NodePlace::Here), (other, NodePlace::Elsewhere)].into();
+    let at = |place: NodePlace| FrontendKey::node_port(place as u32, Be16::new(PORT), 6);
+    nodes.frontends.insert(at(NodePlace::Here), 0);
+    nodes.frontends.insert(at(NodePlace::Elsewhere), 1);
+    nodes.targets.push(Target::default());
+    apply(kernel, &nodes);
+
+    let connect = |address: &str, port: u16| {
+        let address: SocketAddr = format!("{address}:{port}").parse().unwrap();
+        TcpStream::connect_timeout(&address, std::time::Duration::from_secs(2))
+            .map(|stream| stream.peer_addr().unwrap() == address)
+            .map_err(|error| error.kind())
+    };
+    while listener.accept().is_ok() {}
+    for address in ["192.0.2.1", "127.0.0.1", "127.1.2.3", "[::ffff:192.0.2.1]"] {
+        assert_eq!(connect(address, PORT), Ok(true), "{address}");
+        assert!(listener.accept().is_ok(), "{address} led to the endpoint");
+    }
+    assert_eq!(connect("192.0.2.2", PORT), Err(ErrorKind::ConnectionRefused));
+    // Any other port of a node is the node's own.
+    assert_eq!(connect("127.0.0.1", endpoint.port()), Ok(true));
+    assert!(listener.accept().is_ok());
+    // Once the other node has an endpoint of its own, that entry decides.
+    let own = FrontendKey { address: other, port: Be16::new(PORT), protocol: 6, pad: 0 };
+    nodes.frontends.insert(own, 0);
+    apply(kernel, &nodes);
+    assert_eq!(connect("192.0.2.2", PORT), Ok(true));
+    assert!(listener.accept().is_ok());
+
+    // The loopback of another network namespace, such as a pod's, is not the node's.
+    let elsewhere = std::thread::spawn(|| {
+        // SAFETY: a plain system call, which affects this thread alone.
+        assert_eq!(unsafe { libc::unshare(libc::CLONE_NEWNET) }, 0);
+        assert!(
+            std::process::Command::new("ip").args(["link", "set", "lo", "up"]).status().unwrap().success()
+        );
+        let own = TcpListener::bind(("127.0.0.1", PORT)).unwrap();
+        TcpStream::connect(("127.0.0.1", PORT)).unwrap();
+        own.accept().unwrap();
+        // A node's address is the same from everywhere: nothing listens at the endpoint's address in here.
+        TcpStream::connect(("192.0.2.1", PORT)).unwrap_err().kind()
+    });
+    assert_eq!(elsewhere.join().unwrap(), ErrorKind::ConnectionRefused);
+    apply(kernel, &image(&[(80, 6, &[endpoint])], 100));
+}
+
 /// One test: the steps share the process's cgroup.
 #[test]
 fn sockets_see_services() {
@@ -161,6 +212,8 @@ fn sockets_see_services() {
     apply(&mut kernel, &image(&[(80, 6, &[stay])], 100));
     connect().unwrap();
     assert_eq!(count(left), 1);
+
+    node_ports(&mut kernel, first, &one);
 
     // Another agent takes over what is pinned, and traffic goes on when the first is gone.
     let before = kernel.installed().unwrap();

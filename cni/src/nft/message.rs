@@ -1,6 +1,6 @@
 //! Building nfnetlink messages and rule expressions (linux/netfilter/nf_tables.h). Pure.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use ipnet::IpNet;
 
@@ -188,6 +188,53 @@ impl Expressions {
         const RTN_LOCAL: u32 = 2;
         self.push("fib", Attrs::default().be32(1, REG_1).be32(2, 3).be32(3, 1 << 1))
             .compare(true, &RTN_LOCAL.to_ne_bytes())
+    }
+
+    /// `numgen random mod count == 0`: one connection of `count`.
+    pub fn one_of(self, count: u32) -> Expressions {
+        const NFT_NG_RANDOM: u32 = 1;
+        if count <= 1 {
+            return self;
+        }
+        let data = Attrs::default().be32(1, REG_1).be32(2, count).be32(3, NFT_NG_RANDOM);
+        self.push("numgen", data).compare(true, &0u32.to_ne_bytes())
+    }
+
+    /// `jhash ip saddr mod count seed 1 == number`: the clients of one share, always the same.
+    pub fn source_share(self, count: u32, number: u32) -> Expressions {
+        if count <= 1 {
+            return self;
+        }
+        let data = Attrs::default().be32(1, REG_1).be32(2, REG_1).be32(3, 4).be32(4, count).be32(5, 1);
+        self.family(true).payload(1, 12, 4).push("hash", data).compare(true, &number.to_ne_bytes())
+    }
+
+    /// `ct status dnat`, and `ct original proto-dst == port`: a connection whose destination was translated, and the
+    /// port that was asked for.
+    pub fn translated_from(self, protocol: u8, port: u16) -> Expressions {
+        const NFT_CT_STATUS: u32 = 2;
+        const NFT_CT_PROTO_DST: u32 = 12;
+        const IPS_DST_NAT: u32 = 1 << 5;
+        let mask = Attrs::default()
+            .be32(1, REG_1)
+            .be32(2, REG_1)
+            .be32(3, 4)
+            .nested(4, Attrs::default().bytes(1, &IPS_DST_NAT.to_ne_bytes()))
+            .nested(5, Attrs::default().bytes(1, &[0; 4]));
+        self.push("meta", Attrs::default().be32(1, REG_1).be32(2, 16))
+            .compare(true, &[protocol])
+            .push("ct", Attrs::default().be32(1, REG_1).be32(2, NFT_CT_STATUS))
+            .push("bitwise", mask)
+            .compare(false, &[0; 4])
+            .push("ct", Attrs::default().be32(1, REG_1).be32(2, NFT_CT_PROTO_DST).bytes(3, &[0]))
+            .compare(true, &port.to_be_bytes())
+    }
+
+    /// `ct original ip daddr == address`.
+    pub fn asked_for(self, address: Ipv4Addr) -> Expressions {
+        const NFT_CT_DST_IP: u32 = 20;
+        self.push("ct", Attrs::default().be32(1, REG_1).be32(2, NFT_CT_DST_IP).bytes(3, &[0]))
+            .compare(true, &address.octets())
     }
 
     fn verdict(self, code: i32, chain: Option<&str>) -> Expressions {

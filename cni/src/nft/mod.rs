@@ -8,5 +8,6 @@
 pub mod hostport;
 pub mod masquerade;
 mod message;
+pub mod services;
 mod socket;
 mod table;

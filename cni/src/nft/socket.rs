@@ -16,6 +16,9 @@ const NLM_F_DUMP: u16 = 0x300;
 const NLMSG_ERROR: u16 = 2;
 const NLMSG_DONE: u16 = 3;
 
+/// What fits every socket's send buffer, with the kernel's overhead.
+const USUAL_SEND_BUFFER: usize = 64 * 1024;
+
 /// How long the kernel may take for one answer, in seconds.
 const TIMEOUT_SECONDS: i64 = 10;
 
@@ -41,25 +44,35 @@ impl Socket {
     /// Commits `messages` as one transaction: all or nothing.
     pub fn commit(&self, messages: Vec<Message>) -> io::Result<()> {
         let count = u32::try_from(messages.len()).map_err(io::Error::other)?;
+        if count == 0 {
+            return Ok(());
+        }
         let mut bytes = Message::batch(true).encode(0);
         for (message, sequence) in messages.into_iter().zip(1..) {
-            bytes.extend(message.with_flags(NLM_F_ACK).encode(sequence));
+            // One acknowledgement stands for all: a thousand would not fit the socket's buffer. Errors come anyway, and
+            // before it.
+            let flags = if sequence == count { NLM_F_ACK } else { 0 };
+            bytes.extend(message.with_flags(flags).encode(sequence));
         }
         bytes.extend(Message::batch(false).encode(count + 1));
+        // A transaction is one datagram, however large.
+        if bytes.len() > USUAL_SEND_BUFFER {
+            setsockopt(&self.fd, sockopt::SndBufForce, &(2 * bytes.len()))?;
+        }
         self.send(&bytes)?;
         let mut failure = None;
-        let mut answered = 0;
-        while answered < count {
+        loop {
             for answer in self.receive()? {
                 let Some(code) = answer.error_code() else { continue };
                 if code != 0 && failure.is_none() {
                     failure = Some(io::Error::from_raw_os_error(-code));
                 }
                 // An error for the batch itself (sequence 0) comes alone.
-                answered += if answer.sequence == 0 { count } else { 1 };
+                if answer.sequence == count || answer.sequence == 0 {
+                    return failure.map_or(Ok(()), Err);
+                }
             }
         }
-        failure.map_or(Ok(()), Err)
     }
 
     /// Sends a dump request and returns the bodies of the answers, without the nfgenmsg header.

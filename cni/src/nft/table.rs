@@ -19,6 +19,12 @@ pub const OUTPUT: &str = "output";
 pub const HOSTPORTS: &str = "hostports";
 /// Masquerade of mapped connections that would come back past the translation (nat, postrouting).
 pub const HOSTPORTS_MASQUERADE: &str = "hostports_masquerade";
+/// Entry for packets that arrive for a Service (nat, prerouting).
+pub const SERVICES: &str = "services";
+/// Node ports; `services` jumps here for the node's own addresses.
+pub const NODE_PORTS: &str = "node_ports";
+/// Masquerade of connections from outside that another node may answer (nat, postrouting).
+pub const SERVICES_MASQUERADE: &str = "services_masquerade";
 
 const NLM_F_CREATE: u16 = 0x400;
 const NLM_F_APPEND: u16 = 0x800;

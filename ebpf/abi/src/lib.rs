@@ -42,10 +42,25 @@ impl Be32 {
     }
 }
 
+/// Where a node port was asked for, seen from the node that holds the maps.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+#[repr(u32)]
+pub enum NodePlace {
+    /// At one of this node's own addresses.
+    Here = 1,
+    /// At another node's.
+    Elsewhere = 2,
+}
+
+/// Bit of [`FrontendKey::protocol`] that tells entries about nodes from those about Services' own addresses.
+const NODE: u8 = 0x80;
+
 /// What clients connect to: address, port and protocol of a Service port.
 ///
 /// An entry with port 0 and protocol 0 says only that the address is a Service's: a port of it without an entry of
-/// its own is refused instead of being routed out.
+/// its own is refused instead of being routed out. Node ports have two kinds of entries: [`FrontendKey::node`] says that an
+/// address is a node's, and [`FrontendKey::node_port`] stands for a port of all nodes in a place, so that their number is
+/// the sum of both and not the product.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 #[repr(C)]
 pub struct FrontendKey {
@@ -53,7 +68,7 @@ pub struct FrontendKey {
     pub address: Be32,
     /// Service port.
     pub port: Be16,
-    /// IP protocol number: 6 (TCP), 17 (UDP), or 0.
+    /// IP protocol number: 6 (TCP), 17 (UDP), or 0; with the highest bit set in entries about nodes.
     pub protocol: u8,
     /// Zero.
     pub pad: u8,
@@ -64,7 +79,21 @@ impl FrontendKey {
     pub const fn any_port(address: Be32) -> Self {
         Self { address, port: Be16(0), protocol: 0, pad: 0 }
     }
+
+    /// The entry that says that an address is a node's; its [`Frontend::generation`] is the [`NodePlace`].
+    pub const fn node(address: Be32) -> Self {
+        Self { address, port: Be16(0), protocol: NODE, pad: 0 }
+    }
+
+    /// The entry of a port that all nodes in that place have, where none has an entry of its own for its address.
+    pub const fn node_port(place: u32, port: Be16, protocol: u8) -> Self {
+        Self { address: Be32(place), port, protocol: protocol | NODE, pad: 0 }
+    }
 }
+
+/// Name of the programs' constant that holds the node's own network namespace (its cookie, SO_NETNS_COOKIE since 5.14):
+/// the loopback of no other one is the node's.
+pub const HOST_NETNS: &str = "HOST_NETNS";
 
 /// Where a frontend's backends are.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]

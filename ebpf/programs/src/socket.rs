@@ -12,7 +12,7 @@ use aya_ebpf::helpers::{bpf_get_prandom_u32, bpf_ktime_get_ns};
 use aya_ebpf::macros::{btf_map, cgroup_sock_addr};
 use aya_ebpf::programs::SockAddrContext;
 use keelson_ebpf_abi::{
-    Affinity, AffinityKey, Backend, Be16, Be32, Frontend, FrontendKey, Reverse, ReverseKey, SlotKey,
+    Affinity, AffinityKey, Backend, Be16, Be32, Frontend, FrontendKey, NodePlace, Reverse, ReverseKey, SlotKey,
 };
 
 /// BPF_F_NO_PREALLOC: memory is taken as entries come.
@@ -34,6 +34,10 @@ static REVERSE: LruHashMap<ReverseKey, Reverse, 65536> = LruHashMap::new();
 /// Clients of Services with session affinity.
 #[btf_map]
 static AFFINITY: LruHashMap<AffinityKey, Affinity, 65536> = LruHashMap::new();
+
+/// The node's own network namespace: a constant that the agent sets before the programs are loaded. 0 is no cookie.
+#[unsafe(no_mangle)]
+static HOST_NETNS: u64 = 0;
 
 /// Return values of cgroup socket address programs.
 const ALLOW: i32 = 1;
@@ -59,22 +63,49 @@ fn decide(ctx: &SockAddrContext, address: Be32, port: Be16, protocol: u32) -> Ve
     if protocol != IPPROTO_TCP && protocol != IPPROTO_UDP {
         return Verdict::Pass;
     }
-    let key = FrontendKey { address, port, protocol: protocol as u8, pad: 0 };
+    let protocol = protocol as u8;
+    let key = FrontendKey { address, port, protocol, pad: 0 };
     // SAFETY: values are replaced whole by the agent; a torn read is impossible for an RCU-protected element.
-    let Some(frontend) = (unsafe { FRONTENDS.get(key) }) else {
-        // SAFETY: as above.
-        return match unsafe { FRONTENDS.get(FrontendKey::any_port(address)) } {
-            Some(_) => Verdict::Refuse,
-            None => Verdict::Pass,
-        };
-    };
+    if let Some(frontend) = unsafe { FRONTENDS.get(key) } {
+        return choose(ctx, key, frontend);
+    }
+    // SAFETY: as above.
+    if unsafe { FRONTENDS.get(FrontendKey::any_port(address)) }.is_some() {
+        return Verdict::Refuse;
+    }
+    let Some(place) = node_place(ctx, address) else { return Verdict::Pass };
+    let key = FrontendKey::node_port(place, port, protocol);
+    // SAFETY: as above.
+    match unsafe { FRONTENDS.get(key) } {
+        Some(frontend) => choose(ctx, key, frontend),
+        // Any other port of a node is the node's own.
+        None => Verdict::Pass,
+    }
+}
+
+/// Where the node is whose address that is, if it is one. The loopback is the node's only for processes in the node's own
+/// network namespace, and so is 0.0.0.0, by which the kernel means the loopback.
+#[inline(always)]
+fn node_place(ctx: &SockAddrContext, address: Be32) -> Option<u32> {
+    let first = address.octets()[0];
+    if first == 127 || address.0 == 0 {
+        // SAFETY: a volatile read, since the value is set when the program is loaded and not when it is built.
+        let host = unsafe { core::ptr::read_volatile(&raw const HOST_NETNS) };
+        return (netns(ctx) == host).then_some(NodePlace::Here as u32);
+    }
+    // SAFETY: as in decide.
+    unsafe { FRONTENDS.get(FrontendKey::node(address)) }.map(|frontend| frontend.generation)
+}
+
+#[inline(always)]
+fn choose(ctx: &SockAddrContext, key: FrontendKey, frontend: &Frontend) -> Verdict {
     let backend = if frontend.affinity_seconds == 0 { pick(frontend) } else { pick_sticky(ctx, frontend) };
     if let Some(backend) = backend {
         return Verdict::To(backend);
     }
     // Either there is no endpoint, or the agent replaced the frontend between the two look-ups and has already
     // removed the slots of the old generation: what the frontend says now decides.
-    // SAFETY: as above.
+    // SAFETY: as in decide.
     match unsafe { FRONTENDS.get(key) }.and_then(pick) {
         Some(backend) => Verdict::To(backend),
         None => Verdict::Refuse,
@@ -96,11 +127,9 @@ fn pick(frontend: &Frontend) -> Option<Backend> {
 
 #[inline(always)]
 fn pick_sticky(ctx: &SockAddrContext, frontend: &Frontend) -> Option<Backend> {
-    // SAFETY: ctx is the program's own context, as the helper wants it.
-    let netns = unsafe { bpf_get_netns_cookie(ctx.sock_addr.cast()) };
     // SAFETY: the helper has no preconditions.
     let now = unsafe { bpf_ktime_get_ns() };
-    let key = AffinityKey { netns, service: frontend.service, pad: 0 };
+    let key = AffinityKey { netns: netns(ctx), service: frontend.service, pad: 0 };
     // SAFETY: the value is copied at once.
     if let Some(known) = unsafe { AFFINITY.get(key) }.copied()
         && now.wrapping_sub(known.last_used_ns) < u64::from(frontend.affinity_seconds) * 1_000_000_000
@@ -112,6 +141,12 @@ fn pick_sticky(ctx: &SockAddrContext, frontend: &Frontend) -> Option<Backend> {
     let backend = pick(frontend)?;
     let _ = AFFINITY.insert(key, Affinity { last_used_ns: now, backend }, 0);
     Some(backend)
+}
+
+#[inline(always)]
+fn netns(ctx: &SockAddrContext) -> u64 {
+    // SAFETY: ctx is the program's own context, as the helper wants it.
+    unsafe { bpf_get_netns_cookie(ctx.sock_addr.cast()) }
 }
 
 #[inline(always)]
