@@ -10,6 +10,7 @@ pub mod field;
 pub mod meta;
 pub mod openapi;
 pub mod patch;
+pub mod quota;
 pub mod resources;
 pub mod schema;
 pub mod time;

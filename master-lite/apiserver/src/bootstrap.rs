@@ -1,5 +1,7 @@
 //! The objects that every cluster has, made at start and kept: namespaces, the `kubernetes` Service with its
-//! endpoints, and kube-dns.
+//! endpoints, kube-dns, the network of Services, and classes of priority.
+
+mod priority;
 
 use std::net::IpAddr;
 use std::time::Duration;
@@ -16,6 +18,9 @@ const NAMESPACES: &[&str] = &["default", "kube-system", "kube-public", "kube-nod
 const SECRETS: &str = "/api/v1/namespaces/kube-system/secrets";
 /// How often they are looked at, as upstream's endpoint reconciler.
 const INTERVAL: Duration = Duration::from_secs(10);
+/// In how many of those rounds one looks at what hardly ever changes.
+const SLOW_ROUNDS: u32 = 6;
+const SERVICE_CIDRS: &str = "/apis/networking.k8s.io/v1/servicecidrs";
 
 /// What the built-in Services say.
 #[derive(Debug, Clone)]
@@ -128,18 +133,52 @@ pub async fn join_token(client: &Client, given: Option<&str>) -> Result<String, 
     }
 }
 
+/// Makes the ServiceCIDR that says what `--service-cluster-ip-range` says, and calls it ready.
+pub async fn service_cidr(client: &Client, cluster: &Cluster) -> Result<(), BoxError> {
+    let wanted = json!({
+        "apiVersion": "networking.k8s.io/v1", "kind": "ServiceCIDR",
+        "metadata": {"name": "kubernetes"},
+        "spec": {"cidrs": [cluster.service_cidr.to_string()]},
+    });
+    ensure(client, SERVICE_CIDRS, &wanted, &[]).await?;
+    let path = format!("{SERVICE_CIDRS}/kubernetes");
+    let mut current = send(client, Method::GET, &path, None).await?;
+    let ready =
+        current["status"]["conditions"].as_array().into_iter().flatten().any(|c| c["type"] == "Ready");
+    if ready || current["spec"] != wanted["spec"] || !current["metadata"]["deletionTimestamp"].is_null() {
+        return Ok(());
+    }
+    current["status"] = json!({"conditions": [{
+        "type": "Ready", "status": "True", "reason": "", "message": "Kubernetes default Service CIDR is ready",
+        "lastTransitionTime": crate::write::now(),
+    }]});
+    send(client, Method::PUT, &format!("{path}/status"), Some(&current)).await?;
+    Ok(())
+}
+
+/// Makes the classes of priority: of pods, and of requests.
+pub async fn priorities(client: &Client) -> Result<(), BoxError> {
+    priority::classes(client).await?;
+    priority::flow_control(client).await
+}
+
 /// Looks at all of it again and again until `shutdown`.
 pub(crate) async fn keep(client: Client, cluster: Cluster, shutdown: CancellationToken) {
-    loop {
+    for round in 1_u32.. {
         tokio::select! {
             () = shutdown.cancelled() => return,
             () = tokio::time::sleep(INTERVAL) => {}
         }
-        let result = match namespaces(&client).await {
-            Ok(()) => services(&client, &cluster).await,
-            error => error,
+        let result = async {
+            namespaces(&client).await?;
+            services(&client, &cluster).await?;
+            service_cidr(&client, &cluster).await?;
+            if round.is_multiple_of(SLOW_ROUNDS) {
+                priorities(&client).await?;
+            }
+            Ok::<_, BoxError>(())
         };
-        if let Err(error) = result {
+        if let Err(error) = result.await {
             tracing::warn!(%error, "keeping the built-in objects failed");
         }
     }

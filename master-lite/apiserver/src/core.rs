@@ -1,6 +1,6 @@
 //! What every request shares.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock, Weak};
 
 use bytes::Bytes;
 use keelson_api::meta::GroupResource;
@@ -35,6 +35,22 @@ pub struct Core {
     pub(crate) reads: Semaphore,
     pub(crate) writes: Semaphore,
     pub(crate) cache_task: tokio::task::JoinHandle<()>,
+}
+
+/// The server, for plug-ins that are made before it is: empty until it is put together.
+#[derive(Clone, Default)]
+pub struct LateCore(Arc<OnceLock<Weak<Core>>>);
+
+impl LateCore {
+    /// The server, if it is there.
+    pub fn get(&self) -> Option<Arc<Core>> {
+        self.0.get()?.upgrade()
+    }
+
+    pub(crate) fn set(&self, core: &Arc<Core>) {
+        // Only the one server that a set of plug-ins was made for calls this, once.
+        let _ = self.0.set(Arc::downgrade(core));
+    }
 }
 
 impl Core {

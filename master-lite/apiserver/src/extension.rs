@@ -14,6 +14,7 @@ use keelson_api::meta::{GroupResource, GroupVersionKind};
 use rustls_pki_types::CertificateDer;
 use serde_json::Value;
 
+pub use crate::core::LateCore;
 pub use crate::request_info::RequestInfo;
 pub use crate::status::{Result, StatusError};
 
@@ -330,6 +331,8 @@ impl Extensions {
 pub struct ServerHandles {
     /// Reads the watch cache. Empty until the server has started.
     pub reader: Arc<dyn ObjectReader>,
+    /// The server itself, once it is put together.
+    pub core: LateCore,
 }
 
 struct EveryoneIsMaster;

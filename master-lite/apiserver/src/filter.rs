@@ -94,11 +94,10 @@ pub fn selectable_values(storage: &Resource, object: &Value) -> Box<[Box<str>]> 
         .selectable_fields
         .iter()
         .map(|field| {
-            let mut at = object;
-            for key in field.path.split('.') {
-                at = &at[key];
-            }
-            match at {
+            let at = |path: &str| path.split('.').fold(object, |at, key| &at[key]);
+            let is_empty = |value: &Value| value.is_null() || *value == "";
+            let found = field.path.split('|').map(at).find(|value| !is_empty(value));
+            match found.unwrap_or(&Value::Null) {
                 Value::Null => field.absent.into(),
                 Value::String(text) => text.as_str().into(),
                 other => other.to_string().into(),

@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 use crate::allocate::Allocators;
 use crate::auth::{self, AuthConfig, AuthError};
 use crate::cache::WatchCache;
-use crate::core::{Core, PathHandler};
+use crate::core::{Core, LateCore, PathHandler};
 use crate::extension::{Body, BoxError, Extensions, InProcessUser, ServerHandles, UserInfo};
 use crate::metrics::Metrics;
 use crate::{bootstrap, handlers, serve};
@@ -97,7 +97,10 @@ impl Server {
             advertise_port: config.advertise_port,
             service_cidr: config.service_cidr,
         };
-        bootstrap::services(&server.admin_client(), &cluster).await.map_err(ServerError::Bootstrap)?;
+        let client = server.admin_client();
+        bootstrap::services(&client, &cluster).await.map_err(ServerError::Bootstrap)?;
+        bootstrap::service_cidr(&client, &cluster).await.map_err(ServerError::Bootstrap)?;
+        bootstrap::priorities(&client).await.map_err(ServerError::Bootstrap)?;
         let serving =
             Serving { listen: config.listen, listeners: config.listeners, tls: Arc::new(tls), cluster };
         Ok((server, serving))
@@ -110,6 +113,7 @@ struct Parts {
     table: ResourceTable,
     cache: Arc<WatchCache>,
     cache_task: tokio::task::JoinHandle<()>,
+    core: LateCore,
 }
 
 impl Parts {
@@ -118,11 +122,11 @@ impl Parts {
         let (cache, cache_task) = WatchCache::start(store.clone(), &table).await?;
         let newest = store.current_revision().await?;
         cache.wait(newest).await.map_err(|error| ServerError::Bootstrap(error.into()))?;
-        Ok(Self { store, table, cache, cache_task })
+        Ok(Self { store, table, cache, cache_task, core: LateCore::default() })
     }
 
     fn handles(&self) -> ServerHandles {
-        ServerHandles { reader: self.cache.clone() }
+        ServerHandles { reader: self.cache.clone(), core: self.core.clone() }
     }
 
     fn finish(self, extensions: Extensions, service_cidr: ipnet::Ipv4Net, paths: Vec<PathHandler>) -> Server {
@@ -144,7 +148,9 @@ impl Parts {
             writes,
             cache_task: self.cache_task,
         };
-        Server { core: Arc::new(core) }
+        let core = Arc::new(core);
+        self.core.set(&core);
+        Server { core }
     }
 }
 

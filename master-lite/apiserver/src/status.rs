@@ -18,6 +18,8 @@ pub struct StatusError {
     pub message: String,
     /// `metav1.StatusDetails` as JSON, if any.
     pub details: Option<Value>,
+    /// `metadata.continue`: with what a list whose token has expired can be gone on with.
+    pub continue_token: Option<String>,
 }
 
 /// Result of anything that ends in a response.
@@ -40,7 +42,7 @@ fn details(resource: &GroupResource, name: &str) -> Value {
 impl StatusError {
     /// Any code and reason, without details.
     pub fn new(code: u16, reason: &'static str, message: impl Into<String>) -> Self {
-        Self { code, reason, message: message.into(), details: None }
+        Self { code, reason, message: message.into(), details: None, continue_token: None }
     }
 
     /// 404 for an object.
@@ -203,6 +205,9 @@ impl StatusError {
         }
         if let Some(details) = &self.details {
             status["details"] = details.clone();
+        }
+        if let Some(token) = &self.continue_token {
+            status["metadata"]["continue"] = token.as_str().into();
         }
         status["code"] = self.code.into();
         status

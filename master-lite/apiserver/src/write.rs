@@ -178,7 +178,7 @@ impl Write<'_> {
             return Err(StatusError::invalid(&gvk, &name, &errors));
         }
         self.admit(&mut attributes, &object).await?;
-        warnings.extend(self.row.strategy.warnings(&object));
+        warnings.extend(self.row.strategy.warnings(&object, None));
         manage_fields(&mut object);
 
         let reservation = self.core.allocators().assign(&self.row.storage, &mut object, None)?;
@@ -278,7 +278,7 @@ impl Write<'_> {
             return Err(StatusError::invalid(&gvk, name, &errors));
         }
         self.admit(&mut attributes, &new).await?;
-        warnings.extend(self.row.strategy.warnings(&new));
+        warnings.extend(self.row.strategy.warnings(&new, Some(&old)));
         manage_fields(&mut new);
 
         // An object that was only waiting for its finalizers goes with the last of them.

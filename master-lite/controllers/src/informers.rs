@@ -8,8 +8,8 @@ use k8s_openapi::api::batch::v1::{CronJob, Job};
 use k8s_openapi::api::certificates::v1::CertificateSigningRequest;
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{
-    ConfigMap, Endpoints, Namespace, Node, PersistentVolumeClaim, Pod, ReplicationController, Secret,
-    Service, ServiceAccount,
+    ConfigMap, Endpoints, Namespace, Node, PersistentVolumeClaim, Pod, ReplicationController, ResourceQuota,
+    Secret, Service, ServiceAccount,
 };
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
@@ -55,6 +55,8 @@ pub struct Informers {
     pub jobs: Arc<Informer<Job>>,
     /// All replication controllers.
     pub replication_controllers: Arc<Informer<ReplicationController>>,
+    /// All quotas.
+    pub resource_quotas: Arc<Informer<ResourceQuota>>,
     /// All service accounts.
     pub service_accounts: Arc<Informer<ServiceAccount>>,
     /// The `kube-root-ca.crt` of each namespace, no other ConfigMap.
@@ -87,6 +89,7 @@ impl Informers {
         watch.all(&self.cron_jobs);
         watch.all(&self.jobs);
         watch.all(&self.replication_controllers);
+        watch.all(&self.resource_quotas);
         watch.all(&self.service_accounts);
         watch.all(&self.csrs);
         watch.some(&self.root_cas, Api::all, "metadata.name=kube-root-ca.crt");

@@ -31,6 +31,7 @@ pub mod podgc;
 pub mod ranking;
 pub mod replicaset;
 pub mod report;
+pub mod resourcequota;
 pub mod root_ca;
 pub mod serviceaccount;
 pub mod statefulset;
@@ -75,6 +76,7 @@ const CONTROLLERS: &[Row] = &[
     ("certificatesigningrequest-cleaner-controller", certificates::cleaner::start),
     ("token-cleaner-controller", token_cleaner::start),
     ("pod-garbage-collector-controller", podgc::start),
+    ("resourcequota-controller", resourcequota::start),
 ];
 
 /// Runs all controllers until `shutdown`. With leader election they run while this process leads, and it takes

@@ -198,8 +198,8 @@ fn core() -> Vec<Row> {
             .verbs(&["get", "list"]),
         row("", "v1", "ConfigMap", "configmaps").short(&["cm"]).strategy(s::ConfigMap),
         row("", "v1", "Endpoints", "endpoints").short(&["ep"]).strategy(s::Endpoints),
-        events("", "events").fields(EVENT_FIELDS).field("source", "source.component", ""),
-        row("", "v1", "LimitRange", "limitranges").short(&["limits"]),
+        events("", "events").fields(EVENT_FIELDS).field("source", "source.component|reportingComponent", ""),
+        row("", "v1", "LimitRange", "limitranges").short(&["limits"]).strategy(s::LIMIT_RANGE),
         row("", "v1", "Namespace", "namespaces")
             .cluster()
             .short(&["ns"])
@@ -253,7 +253,10 @@ fn core() -> Vec<Row> {
             .scale()
             .field("status.replicas", "status.replicas", "0")
             .strategy(s::ReplicationController),
-        row("", "v1", "ResourceQuota", "resourcequotas").short(&["quota"]).status(),
+        row("", "v1", "ResourceQuota", "resourcequotas")
+            .short(&["quota"])
+            .status()
+            .strategy(s::RESOURCE_QUOTA),
         row("", "v1", "Secret", "secrets").fields(&["type"]).strategy(s::Secret),
         row("", "v1", "ServiceAccount", "serviceaccounts").short(&["sa"]).sub(
             "token",
@@ -366,28 +369,31 @@ fn access() -> Vec<Row> {
 
 fn storage() -> Vec<Row> {
     let storage = |kind: &str, plural: &str| row("storage.k8s.io", "v1", kind, plural).cluster();
-    let mut capacity = storage("CSIStorageCapacity", "csistoragecapacities");
+    let mut capacity = storage("CSIStorageCapacity", "csistoragecapacities").strategy(s::CAPACITY);
     capacity.0.namespaced = true;
     vec![
-        storage("CSIDriver", "csidrivers"),
-        storage("CSINode", "csinodes"),
+        storage("CSIDriver", "csidrivers").strategy(s::CSI_DRIVER),
+        storage("CSINode", "csinodes").strategy(s::CSI_NODE),
         capacity,
-        storage("StorageClass", "storageclasses").short(&["sc"]).strategy(s::StorageClass),
-        storage("VolumeAttachment", "volumeattachments").status(),
-        storage("VolumeAttributesClass", "volumeattributesclasses").short(&["vac"]),
+        storage("StorageClass", "storageclasses").short(&["sc"]).strategy(s::STORAGE_CLASS),
+        storage("VolumeAttachment", "volumeattachments").status().strategy(s::ATTACHMENT),
+        storage("VolumeAttributesClass", "volumeattributesclasses")
+            .short(&["vac"])
+            .strategy(s::ATTRIBUTES_CLASS),
     ]
 }
 
 fn devices() -> Vec<Row> {
     let device = |kind: &str, plural: &str| row("resource.k8s.io", "v1", kind, plural);
     vec![
-        device("DeviceClass", "deviceclasses").cluster().generation(),
-        device("ResourceClaim", "resourceclaims").status(),
-        device("ResourceClaimTemplate", "resourceclaimtemplates"),
+        device("DeviceClass", "deviceclasses").cluster().generation().strategy(s::DEVICE_CLASS),
+        device("ResourceClaim", "resourceclaims").status().strategy(s::RESOURCE_CLAIM),
+        device("ResourceClaimTemplate", "resourceclaimtemplates").strategy(s::CLAIM_TEMPLATE),
         device("ResourceSlice", "resourceslices")
             .cluster()
             .generation()
-            .fields(&["spec.nodeName", "spec.driver"]),
+            .fields(&["spec.nodeName", "spec.driver"])
+            .strategy(s::RESOURCE_SLICE),
     ]
 }
 
@@ -398,12 +404,18 @@ fn admission() -> Vec<Row> {
         made
     };
     vec![
-        admission("MutatingAdmissionPolicy", "mutatingadmissionpolicies"),
-        admission("MutatingAdmissionPolicyBinding", "mutatingadmissionpolicybindings"),
-        admission("MutatingWebhookConfiguration", "mutatingwebhookconfigurations"),
-        admission("ValidatingAdmissionPolicy", "validatingadmissionpolicies").status(),
-        admission("ValidatingAdmissionPolicyBinding", "validatingadmissionpolicybindings"),
-        admission("ValidatingWebhookConfiguration", "validatingwebhookconfigurations"),
+        admission("MutatingAdmissionPolicy", "mutatingadmissionpolicies").strategy(s::MUTATING_POLICY),
+        admission("MutatingAdmissionPolicyBinding", "mutatingadmissionpolicybindings")
+            .strategy(s::MUTATING_BINDING),
+        admission("MutatingWebhookConfiguration", "mutatingwebhookconfigurations")
+            .strategy(s::MUTATING_WEBHOOKS),
+        admission("ValidatingAdmissionPolicy", "validatingadmissionpolicies")
+            .status()
+            .strategy(s::VALIDATING_POLICY),
+        admission("ValidatingAdmissionPolicyBinding", "validatingadmissionpolicybindings")
+            .strategy(s::VALIDATING_BINDING),
+        admission("ValidatingWebhookConfiguration", "validatingwebhookconfigurations")
+            .strategy(s::VALIDATING_WEBHOOKS),
     ]
 }
 
@@ -423,26 +435,35 @@ fn rest() -> Vec<Row> {
             .generation()
             .status()
             .strategy(s::PodDisruptionBudget),
-        row("networking.k8s.io", "v1", "IngressClass", "ingressclasses").cluster().generation(),
+        row("networking.k8s.io", "v1", "IngressClass", "ingressclasses")
+            .cluster()
+            .generation()
+            .strategy(s::INGRESS_CLASS),
         row("networking.k8s.io", "v1", "Ingress", "ingresses")
             .short(&["ing"])
             .generation()
             .status()
             .strategy(s::Ingress),
-        row("networking.k8s.io", "v1", "IPAddress", "ipaddresses").cluster().short(&["ip"]),
+        row("networking.k8s.io", "v1", "IPAddress", "ipaddresses")
+            .cluster()
+            .short(&["ip"])
+            .strategy(s::IP_ADDRESS),
         row("networking.k8s.io", "v1", "NetworkPolicy", "networkpolicies")
             .short(&["netpol"])
             .generation()
             .strategy(s::NetworkPolicy),
-        row("networking.k8s.io", "v1", "ServiceCIDR", "servicecidrs").cluster().status(),
+        row("networking.k8s.io", "v1", "ServiceCIDR", "servicecidrs")
+            .cluster()
+            .status()
+            .strategy(s::SERVICE_CIDR),
         row("scheduling.k8s.io", "v1", "PriorityClass", "priorityclasses")
             .cluster()
             .short(&["pc"])
             .generation()
             .strategy(s::PriorityClass),
-        row("node.k8s.io", "v1", "RuntimeClass", "runtimeclasses").cluster(),
-        flow("FlowSchema", "flowschemas"),
-        flow("PriorityLevelConfiguration", "prioritylevelconfigurations"),
+        row("node.k8s.io", "v1", "RuntimeClass", "runtimeclasses").cluster().strategy(s::RUNTIME_CLASS),
+        flow("FlowSchema", "flowschemas").strategy(s::FLOW_SCHEMA),
+        flow("PriorityLevelConfiguration", "prioritylevelconfigurations").strategy(s::PRIORITY_LEVEL),
         hpa,
     ]
 }

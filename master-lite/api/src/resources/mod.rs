@@ -5,6 +5,7 @@
 
 mod builtin;
 pub mod columns;
+pub mod flow_control;
 pub mod metadata;
 mod row;
 pub mod selector;

@@ -118,7 +118,7 @@ pub struct ScalePaths {
 pub struct SelectableField {
     /// Name in selectors: `spec.nodeName`.
     pub name: String,
-    /// Dotted path in the stored form; mostly the same.
+    /// Dotted path in the stored form; mostly the same. Of several between bars the first that is not empty counts.
     pub path: String,
     /// Value of an absent field: empty for strings, `false`, `0`.
     pub absent: &'static str,

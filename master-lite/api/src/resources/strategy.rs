@@ -65,8 +65,8 @@ pub trait Strategy: Send + Sync + 'static {
         Vec::new()
     }
 
-    /// Warnings for the client, sent as `Warning` headers.
-    fn warnings(&self, _object: &Value) -> Vec<String> {
+    /// Warnings for the client, sent as `Warning` headers. `old` is there for a change.
+    fn warnings(&self, _new: &Value, _old: Option<&Value>) -> Vec<String> {
         Vec::new()
     }
 

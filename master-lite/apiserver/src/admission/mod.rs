@@ -1,13 +1,16 @@
 //! Built-in admission: plug-ins that complete or refuse writes, in upstream's order
 //! (`pkg/kubeapiserver/options/plugins.go`).
 //!
-//! LimitRanger, ResourceQuota, PodSecurity and the webhooks aren't here yet.
+//! PodSecurity and the webhooks aren't here yet.
 
 pub mod certificates;
+pub mod classes;
+pub mod limit_ranger;
 pub mod namespace_lifecycle;
 pub mod node_restriction;
 pub mod node_taint;
 pub mod priority;
+pub mod resource_quota;
 pub mod runtime_class;
 pub mod service_account;
 #[cfg(test)]
@@ -21,7 +24,7 @@ use serde_json::Value;
 use crate::authz::ClusterAuthorizer;
 use crate::authz::escalation::Escalation;
 use crate::extension::{
-    Attributes, MutatingAdmission, ObjectReader, Operation, StatusError, ValidatingAdmission,
+    Attributes, LateCore, MutatingAdmission, ObjectReader, Operation, StatusError, ValidatingAdmission,
 };
 use node_restriction::NodeRestriction;
 
@@ -32,11 +35,13 @@ pub fn mutating(
 ) -> Vec<Arc<dyn MutatingAdmission>> {
     vec![
         Arc::new(namespace_lifecycle::NamespaceLifecycle::new(reader.clone())),
+        Arc::new(limit_ranger::LimitRanger::new(reader.clone())),
         Arc::new(service_account::ServiceAccount::new(reader.clone())),
         node_restriction,
         Arc::new(node_taint::TaintNodesByCondition),
         Arc::new(priority::Priority::new(reader.clone())),
         Arc::new(tolerations::DefaultTolerationSeconds),
+        Arc::new(classes::DefaultClasses::new(reader.clone())),
         Arc::new(runtime_class::RuntimeClass::new(reader.clone())),
         Arc::new(certificates::RequestorOfSigningRequest),
     ]
@@ -46,13 +51,18 @@ pub fn mutating(
 pub fn validating(
     reader: &Arc<dyn ObjectReader>,
     authorizer: &Arc<ClusterAuthorizer>,
+    core: LateCore,
 ) -> Vec<Arc<dyn ValidatingAdmission>> {
     vec![
+        Arc::new(limit_ranger::LimitRanger::new(reader.clone())),
         Arc::new(Escalation::new(authorizer.clone())),
         Arc::new(priority::Priority::new(reader.clone())),
+        Arc::new(classes::ClaimResize::new(reader.clone())),
         Arc::new(certificates::CertificateApproval::new(authorizer.clone())),
         Arc::new(certificates::CertificateSigning::new(authorizer.clone())),
         Arc::new(certificates::CertificateSubjectRestriction),
+        // Last: what others refuse must not be charged.
+        Arc::new(resource_quota::ResourceQuota::new(reader.clone(), core)),
     ]
 }
 

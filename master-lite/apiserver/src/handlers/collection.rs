@@ -23,6 +23,7 @@ use crate::status::{Result, StatusError};
 struct Continue {
     #[serde(rename = "v")]
     version: String,
+    /// Revision of the list; 0 after it was compacted: the rest is listed as it is then.
     #[serde(rename = "rv")]
     revision: u64,
     /// First key of the next page, without the resource's prefix.
@@ -45,6 +46,17 @@ impl Continue {
         }
         Ok(token)
     }
+}
+
+/// 410 for a page of a revision that is compacted, with a token for the rest as it is now.
+fn expired(start: &str) -> Result<StatusError> {
+    const WORDS: &str = "The provided continue parameter is too old to display a consistent list result. You can start a new list without the continue parameter, or use the continue token in this response to retrieve the remainder of the results. Continuing with the provided token results in an inconsistent list - objects that were created, modified, or deleted between the time the first chunk was returned and now may show up in the list.";
+    let mut error = StatusError::expired(WORDS);
+    if !start.is_empty() {
+        let token = Continue { version: "keelson.io/v1".to_owned(), revision: 0, start: start.to_owned() };
+        error.continue_token = Some(token.encode()?);
+    }
+    Ok(error)
 }
 
 /// A page of objects.
@@ -102,7 +114,11 @@ impl Call {
                 ));
             }
             let token = Continue::decode(token)?;
-            return self.page_at(row, filter, token.revision, token.start, limit).await;
+            let revision = match token.revision {
+                0 => self.core.store().current_revision().await.map_err(store_error)?,
+                revision => revision,
+            };
+            return self.page_at(row, filter, revision, token.start, limit).await;
         }
         match (rule, asked) {
             ("Exact", Some(0)) => {
@@ -168,12 +184,13 @@ impl Call {
                 limit: wanted,
                 revision: Some(revision),
             };
-            let found = self.core.store().range(request).await.map_err(|error| match error {
-                StoreError::Compacted { .. } => StatusError::expired(
-                    "The provided continue parameter is too old to display a consistent list result. You can start a new list without the continue parameter, or use the continue token in this response to retrieve the remainder of the results. Continuing with the provided token results in an inconsistent list - objects that were created, modified, or deleted between the time the first chunk was returned and now may show up in the list.",
-                ),
-                other => store_error(other),
-            })?;
+            let found = match self.core.store().range(request).await {
+                Ok(found) => found,
+                Err(StoreError::Compacted { .. }) => {
+                    return Err(expired(from.strip_prefix(&all).unwrap_or_default())?);
+                }
+                Err(other) => return Err(store_error(other)),
+            };
             let count = found.kvs.len();
             let left = found.count.saturating_sub(u64::try_from(count).unwrap_or(0));
             for kv in found.kvs {

@@ -163,7 +163,10 @@ impl Call {
             }
             // Events go over a WebSocket as text.
             let protobuf = codec::has_protobuf(&row.gvk(&self.info.version)) && upgrade.is_none();
-            let offer = Offer { protobuf, shapes: true };
+            // An answer that is no stored object has neither rows nor metadata.
+            let key = (row.group_resource(), self.info.subresource.clone());
+            let is_computed = self.core.extensions.virtual_resources.contains_key(&key);
+            let offer = Offer { protobuf, shapes: !is_computed };
             // Before anything is done: who can't take the answer gets 406 and no change.
             self.form = match watch {
                 true => negotiate::stream_form(&self.headers, offer)?,

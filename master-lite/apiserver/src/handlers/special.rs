@@ -59,6 +59,8 @@ pub(super) async fn route(
         let (mut object, warnings) =
             wire::decode(call.content_type(), &body, &handler.kind(), options.validation)?;
         wire::apply_defaults(&handler.kind(), &mut object);
+        // What the client has just made must be seen: an account's token, a role's effect.
+        call.core.cache.wait_newest().await?;
         let value = handler.create(&call.context(options.dry_run), object).await?;
         let mut response = call.respond(StatusCode::CREATED, &value)?;
         add_warnings(&mut response, &warnings);

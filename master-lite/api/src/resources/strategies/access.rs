@@ -71,20 +71,19 @@ impl Strategy for CertificateSigningRequest {
 
     fn prepare_for_update(&self, context: &StrategyContext, new: &mut Value, old: &Value) {
         new["spec"] = old["spec"].clone();
-        let approval = |c: &Value| matches!(c["type"].as_str(), Some("Approved" | "Denied"));
         let conditions = |v: &Value| v["status"]["conditions"].as_array().cloned().unwrap_or_default();
+        let mut wanted = conditions(new);
         match context.subresource.as_str() {
-            // Only approval conditions come through approval, only the others through status.
+            // An approval writes conditions, of whatever type, and nothing else.
             "approval" => {
-                let mut merged: Vec<Value> = conditions(old).into_iter().filter(|c| !approval(c)).collect();
-                merged.extend(conditions(new).into_iter().filter(approval));
                 new["status"] = old["status"].clone();
-                set_conditions(new, merged, &context.now);
+                set_conditions(new, wanted, &conditions(old), &context.now);
             }
             "status" => {
-                let mut merged: Vec<Value> = conditions(old).into_iter().filter(approval).collect();
-                merged.extend(conditions(new).into_iter().filter(|c| !approval(c)));
-                set_conditions(new, merged, &context.now);
+                for kind in ["Approved", "Denied"] {
+                    preserve(&mut wanted, &conditions(old), kind);
+                }
+                set_conditions(new, wanted, &conditions(old), &context.now);
             }
             _ => new["status"] = old["status"].clone(),
         }
@@ -99,10 +98,24 @@ impl Strategy for CertificateSigningRequest {
     }
 }
 
-fn set_conditions(object: &mut Value, mut conditions: Vec<Value>, now: &str) {
+/// Puts the old conditions of a type in place of the new ones, unless some were added or taken away: that is for
+/// validation to refuse.
+fn preserve(conditions: &mut [Value], old: &[Value], kind: &str) {
+    let before: Vec<&Value> = old.iter().filter(|c| c["type"] == kind).collect();
+    let same: Vec<&mut Value> = conditions.iter_mut().filter(|c| c["type"] == kind).collect();
+    if same.len() == before.len() {
+        for (condition, before) in same.into_iter().zip(before) {
+            *condition = before.clone();
+        }
+    }
+}
+
+fn set_conditions(object: &mut Value, mut conditions: Vec<Value>, old: &[Value], now: &str) {
     for condition in &mut conditions {
         set_default(condition, "lastUpdateTime", now);
-        set_default(condition, "lastTransitionTime", now);
+        let same = old.iter().find(|o| o["type"] == condition["type"] && o["status"] == condition["status"]);
+        let since = same.and_then(|o| o["lastTransitionTime"].as_str()).unwrap_or(now).to_owned();
+        set_default(condition, "lastTransitionTime", since);
     }
     if object["status"].is_null() {
         object["status"] = json!({});
@@ -135,7 +148,17 @@ mod tests {
         CertificateSigningRequest.prepare_for_update(&context, &mut new, &old);
         assert_eq!(new["spec"]["request"], "x");
         assert!(new["status"]["certificate"].is_null());
-        assert_eq!(new["status"]["conditions"].as_array().unwrap().len(), 1);
+        assert_eq!(new["status"]["conditions"].as_array().unwrap().len(), 2);
         assert_eq!(new["status"]["conditions"][0]["lastUpdateTime"], "2026-01-01T00:00:00Z");
+        let old = new.clone();
+        let mut new = json!({"status": {"conditions": [
+            {"type": "Approved", "reason": "other"}, {"type": "Failed", "status": "True"},
+        ]}});
+        CertificateSigningRequest.prepare_for_update(
+            &StrategyContext { subresource: "status".into(), ..context },
+            &mut new,
+            &old,
+        );
+        assert_eq!(new["status"]["conditions"][0], old["status"]["conditions"][0]);
     }
 }

@@ -2,22 +2,36 @@
 //! `pkg/registry/*/strategy.go`.
 
 mod access;
+mod admission;
+mod device;
 mod event;
 mod network;
 pub(in crate::resources) mod pod;
 mod pod_template;
+mod policy;
+mod ruled;
 mod simple;
+mod storage;
 mod workload;
 
 use serde_json::{Map, Value};
 
 pub use access::{CertificateSigningRequest, Rbac};
+pub use admission::{
+    MUTATING_BINDING, MUTATING_POLICY, MUTATING_WEBHOOKS, VALIDATING_BINDING, VALIDATING_POLICY,
+    VALIDATING_WEBHOOKS,
+};
+pub use device::{CLAIM_TEMPLATE, DEVICE_CLASS, RESOURCE_CLAIM, RESOURCE_SLICE};
 pub use event::{Event, event_from_core, event_to_core};
-pub use network::{EndpointSlice, Endpoints, Ingress, NetworkPolicy, Service};
+pub use network::{
+    EndpointSlice, Endpoints, INGRESS_CLASS, IP_ADDRESS, Ingress, NetworkPolicy, SERVICE_CIDR, Service,
+};
 pub use pod::{Pod, qos_class};
-pub use simple::{
-    ConfigMap, Lease, Namespace, Node, PersistentVolume, PersistentVolumeClaim, Plain, PriorityClass, Secret,
-    StorageClass,
+pub use policy::{FLOW_SCHEMA, LIMIT_RANGE, PRIORITY_LEVEL, RESOURCE_QUOTA, RUNTIME_CLASS};
+pub use simple::{ConfigMap, Lease, Namespace, Node, Plain, PriorityClass, Secret};
+pub use storage::{
+    ATTACHMENT, ATTRIBUTES_CLASS, CAPACITY, CSI_DRIVER, CSI_NODE, PersistentVolume, PersistentVolumeClaim,
+    STORAGE_CLASS,
 };
 pub use workload::{
     ControllerRevision, CronJob, DaemonSet, Deployment, Job, PodDisruptionBudget, ReplicaSet,

@@ -2,6 +2,7 @@
 
 use serde_json::{Value, json};
 
+use super::ruled::Ruled;
 use super::{child, items, set_default};
 use crate::field::FieldError;
 use crate::resources::{Strategy, StrategyContext, metadata, validation};
@@ -190,6 +191,26 @@ impl Strategy for NetworkPolicy {
         validation::network_policy(new)
     }
 }
+
+/// IngressClasses.
+pub const INGRESS_CLASS: Ruled = Ruled::new(validation::ingress_class, validation::ingress_class_update)
+    .defaults(|object| {
+        if let Some(parameters) = child(object, "spec").and_then(|spec| child(spec, "parameters")) {
+            set_default(parameters, "scope", "Cluster");
+        }
+    });
+
+/// IPAddresses.
+pub const IP_ADDRESS: Ruled =
+    Ruled::new(validation::ip_address, validation::ip_address_update).name(validation::ip_address_name);
+
+/// ServiceCIDRs.
+pub const SERVICE_CIDR: Ruled =
+    Ruled::new(validation::service_cidr, validation::service_cidr_update).status_alone().warnings(|object| {
+        let built_in = object["metadata"]["name"] == "kubernetes";
+        let words = "Services are given addresses out of the ServiceCIDR \"kubernetes\" only";
+        if built_in { Vec::new() } else { vec![words.to_owned()] }
+    });
 
 /// Ingresses.
 pub struct Ingress;

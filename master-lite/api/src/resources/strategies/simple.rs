@@ -139,37 +139,6 @@ impl Strategy for Node {
     }
 }
 
-/// PersistentVolumes.
-pub struct PersistentVolume;
-
-impl Strategy for PersistentVolume {
-    fn default(&self, object: &mut Value) {
-        if let Some(spec) = child(object, "spec") {
-            set_default(spec, "persistentVolumeReclaimPolicy", "Retain");
-            set_default(spec, "volumeMode", "Filesystem");
-        }
-    }
-
-    fn prepare_for_create(&self, _context: &StrategyContext, object: &mut Value) {
-        object["status"] = json!({"phase": "Pending"});
-    }
-}
-
-/// PersistentVolumeClaims.
-pub struct PersistentVolumeClaim;
-
-impl Strategy for PersistentVolumeClaim {
-    fn default(&self, object: &mut Value) {
-        if let Some(spec) = child(object, "spec") {
-            set_default(spec, "volumeMode", "Filesystem");
-        }
-    }
-
-    fn prepare_for_create(&self, _context: &StrategyContext, object: &mut Value) {
-        object["status"] = json!({"phase": "Pending"});
-    }
-}
-
 /// PriorityClasses.
 pub struct PriorityClass;
 
@@ -184,16 +153,6 @@ impl Strategy for PriorityClass {
 
     fn validate_update(&self, _context: &StrategyContext, new: &Value, old: &Value) -> Vec<FieldError> {
         validation::priority_class_update(new, old)
-    }
-}
-
-/// StorageClasses.
-pub struct StorageClass;
-
-impl Strategy for StorageClass {
-    fn default(&self, object: &mut Value) {
-        set_default(object, "reclaimPolicy", "Delete");
-        set_default(object, "volumeBindingMode", "Immediate");
     }
 }
 

@@ -2,14 +2,10 @@
 
 use serde_json::Value;
 
-use super::errors::{Errors, Path, items, number, set, text};
+use super::errors::{Errors, Path, number, set};
 use super::rules::{at_most_100_percent, int_or_percent};
-use super::selectors;
+use super::{conditions, selectors};
 use crate::field::FieldError;
-use crate::resources::metadata::qualified_name;
-
-const REASON_LENGTH: usize = 1024;
-const MESSAGE_LENGTH: usize = 32 * 1024;
 
 /// A PodDisruptionBudget, new or changed.
 pub(in crate::resources) fn disruption_budget(object: &Value) -> Vec<FieldError> {
@@ -40,57 +36,10 @@ pub(in crate::resources) fn disruption_budget(object: &Value) -> Vec<FieldError>
 pub(in crate::resources) fn disruption_budget_status(new: &Value) -> Vec<FieldError> {
     let mut errors = Errors::default();
     let (status, at) = (&new["status"], Path::new("status"));
-    conditions(&mut errors, status, &at);
+    conditions::conditions(&mut errors, status, &at);
     let counts = ["disruptionsAllowed", "currentHealthy", "desiredHealthy", "expectedPods"];
     errors.not_negative(status, &counts, &at);
     errors.0
-}
-
-/// `metav1.Condition`s.
-fn conditions(errors: &mut Errors, status: &Value, at: &Path) {
-    let mut seen: Vec<&str> = Vec::new();
-    for (at, condition) in items(status, "conditions", at) {
-        let kind = text(condition, "type");
-        if seen.contains(&kind) {
-            errors.duplicate(&at.child("type"), &condition["type"]);
-        }
-        seen.push(kind);
-        errors.rule(&at.child("type"), &kind.into(), qualified_name(kind));
-        if !matches!(text(condition, "status"), "False" | "True" | "Unknown") {
-            errors.unsupported(&at.child("status"), &condition["status"], &["False", "True", "Unknown"]);
-        }
-        if number(condition, "observedGeneration") < 0 {
-            let words = "must be greater than or equal to zero";
-            errors.invalid(&at.child("observedGeneration"), &condition["observedGeneration"], words);
-        }
-        if !set(condition, "lastTransitionTime") {
-            errors.required(&at.child("lastTransitionTime"), "must be set");
-        }
-        match text(condition, "reason") {
-            "" => errors.required(&at.child("reason"), "must be set"),
-            reason => errors.rule(&at.child("reason"), &reason.into(), condition_reason(reason)),
-        }
-        if text(condition, "reason").len() > REASON_LENGTH {
-            errors.too_long(&at.child("reason"), REASON_LENGTH);
-        }
-        if text(condition, "message").len() > MESSAGE_LENGTH {
-            errors.too_long(&at.child("message"), MESSAGE_LENGTH);
-        }
-    }
-}
-
-/// `[A-Za-z]([A-Za-z0-9_,:]*[A-Za-z0-9_])?`
-fn condition_reason(reason: &str) -> Result<(), String> {
-    let bytes = reason.as_bytes();
-    let inner = |b: &u8| b.is_ascii_alphanumeric() || b"_,:".contains(b);
-    let end = |b: u8| b.is_ascii_alphanumeric() || b == b'_';
-    let sound = bytes.first().is_some_and(u8::is_ascii_alphabetic)
-        && bytes.iter().all(inner)
-        && bytes.last().is_some_and(|b| end(*b));
-    if sound {
-        return Ok(());
-    }
-    Err("a condition reason must start with alphabetic character, optionally followed by a string of alphanumeric characters or '_,:', and must end with an alphanumeric character or '_' (e.g. 'my_name',  or 'MY_NAME',  or 'MyName',  or 'ReasonA,ReasonB',  or 'ReasonA:ReasonB', regex used for validation is '[A-Za-z]([A-Za-z0-9_,:]*[A-Za-z0-9_])?')".to_owned())
 }
 
 /// A ControllerRevision, new or changed: what it holds never changes.
@@ -157,7 +106,6 @@ mod tests {
                 "status.expectedPods: Invalid value: -1: must be greater than or equal to 0",
             ],
         );
-        assert!(condition_reason("My:Reason_").is_ok() && condition_reason("1").is_err());
     }
 
     #[test]

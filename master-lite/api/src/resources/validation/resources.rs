@@ -37,16 +37,24 @@ fn is_huge_page(name: &str) -> bool {
     name.starts_with("hugepages-")
 }
 
-fn is_native(name: &str) -> bool {
+pub(super) fn is_native(name: &str) -> bool {
     !name.contains('/') || name.contains("kubernetes.io/")
 }
 
-fn is_extended(name: &str) -> bool {
+pub(super) fn is_extended(name: &str) -> bool {
     !is_native(name) && !name.starts_with("requests.") && qualified_name(&format!("requests.{name}")).is_ok()
 }
 
-fn may_overcommit(name: &str) -> bool {
+pub(super) fn may_overcommit(name: &str) -> bool {
     is_native(name) && !is_huge_page(name)
+}
+
+/// A name without a prefix that a quota may limit.
+pub(super) fn is_quota_name(name: &str) -> bool {
+    (STANDARD.contains(&name) && name != "storage")
+        || COUNTED.contains(&name)
+        || is_huge_page(name)
+        || name.starts_with("requests.hugepages-")
 }
 
 /// `resources` of a container, or of a pod where only some names are known.
@@ -109,7 +117,7 @@ fn request_fits(errors: &mut Errors, name: &str, request: &Quantity, limit: &Val
     }
 }
 
-fn parse(value: &Value) -> Option<Quantity> {
+pub(super) fn parse(value: &Value) -> Option<Quantity> {
     match value {
         Value::String(text) => text.parse().ok(),
         Value::Number(number) => number.to_string().parse().ok(),
@@ -136,7 +144,7 @@ pub(super) fn quantity(errors: &mut Errors, name: &str, value: &Value, at: &Path
     Some(amount)
 }
 
-fn resource_name(errors: &mut Errors, name: &str, at: &Path) -> bool {
+pub(super) fn resource_name(errors: &mut Errors, name: &str, at: &Path) -> bool {
     if let Err(why) = qualified_name(name) {
         errors.invalid(at, &name.into(), why);
         return false;
@@ -151,7 +159,7 @@ fn resource_name(errors: &mut Errors, name: &str, at: &Path) -> bool {
     true
 }
 
-fn container_resource_name(errors: &mut Errors, name: &str, at: &Path) {
+pub(super) fn container_resource_name(errors: &mut Errors, name: &str, at: &Path) {
     resource_name(errors, name, at);
     if !name.contains('/') {
         if !matches!(name, "cpu" | "memory" | "ephemeral-storage") && !is_huge_page(name) {

@@ -30,17 +30,21 @@ pub(super) fn affinity(errors: &mut Errors, spec: &Value, at: &Path) {
 
 fn node_affinity(errors: &mut Errors, affinity: &Value, at: &Path) {
     if set(affinity, REQUIRED) {
-        let (required, at) = (&affinity[REQUIRED], at.child(REQUIRED));
-        if list(required, "nodeSelectorTerms").is_empty() {
-            errors.required(&at.child("nodeSelectorTerms"), "must have at least one node selector term");
-        }
-        for (at, term) in items(required, "nodeSelectorTerms", &at) {
-            node_term(errors, term, &at, true);
-        }
+        node_selector(errors, &affinity[REQUIRED], &at.child(REQUIRED));
     }
     for (at, preferred) in items(affinity, PREFERRED, at) {
         weight(errors, preferred, &at);
         node_term(errors, &preferred["preference"], &at.child("preference"), false);
+    }
+}
+
+/// A NodeSelector, wherever it stands.
+pub(super) fn node_selector(errors: &mut Errors, selector: &Value, at: &Path) {
+    if list(selector, "nodeSelectorTerms").is_empty() {
+        errors.required(&at.child("nodeSelectorTerms"), "must have at least one node selector term");
+    }
+    for (at, term) in items(selector, "nodeSelectorTerms", at) {
+        node_term(errors, term, &at, true);
     }
 }
 

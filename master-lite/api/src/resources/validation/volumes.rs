@@ -103,7 +103,7 @@ fn source(errors: &mut Errors, volume: &Value, pod: &str, at: &Path) {
     }
 }
 
-fn one_source(errors: &mut Errors, kind: &str, source: &Value, at: &Path) {
+pub(super) fn one_source(errors: &mut Errors, kind: &str, source: &Value, at: &Path) {
     match kind {
         "emptyDir" if text(source, "sizeLimit").parse::<Quantity>().is_ok_and(|size| size.sign() < 0) => {
             errors.forbidden(&at.child("sizeLimit"), "SizeLimit field must be a valid resource quantity");

@@ -1,0 +1,99 @@
+//! Webhook configurations and admission policies: kept, but nothing acts on them yet, and who makes one is told so.
+
+use serde_json::{Value, json};
+
+use super::ruled::Ruled;
+use super::{child, items, set_default};
+use crate::resources::validation as v;
+
+/// ValidatingWebhookConfigurations.
+pub const VALIDATING_WEBHOOKS: Ruled = Ruled::new(v::webhooks, v::webhooks_update)
+    .defaults(|object| webhooks(object, false))
+    .warnings(not_called)
+    .conditional();
+
+/// MutatingWebhookConfigurations.
+pub const MUTATING_WEBHOOKS: Ruled = Ruled::new(v::webhooks, v::webhooks_update)
+    .defaults(|object| webhooks(object, true))
+    .warnings(not_called)
+    .conditional();
+
+/// ValidatingAdmissionPolicies.
+pub const VALIDATING_POLICY: Ruled = Ruled::new(v::validating_policy, |new, _| v::validating_policy(new))
+    .defaults(policy)
+    .status(v::validating_policy_status)
+    .status_alone()
+    .warnings(not_enforced)
+    .conditional();
+
+/// MutatingAdmissionPolicies.
+pub const MUTATING_POLICY: Ruled = Ruled::new(v::mutating_policy, |new, _| v::mutating_policy(new))
+    .defaults(policy)
+    .warnings(not_enforced)
+    .conditional();
+
+/// ValidatingAdmissionPolicyBindings.
+pub const VALIDATING_BINDING: Ruled = Ruled::new(v::validating_binding, |new, _| v::validating_binding(new))
+    .defaults(binding)
+    .warnings(not_enforced)
+    .conditional();
+
+/// MutatingAdmissionPolicyBindings.
+pub const MUTATING_BINDING: Ruled = Ruled::new(v::mutating_binding, |new, _| v::mutating_binding(new))
+    .defaults(binding)
+    .warnings(not_enforced)
+    .conditional();
+
+fn not_called(_: &Value) -> Vec<String> {
+    vec!["admission webhooks are kept but not called by this server".to_owned()]
+}
+
+fn not_enforced(_: &Value) -> Vec<String> {
+    vec!["admission policies are kept but not enforced by this server".to_owned()]
+}
+
+fn webhooks(object: &mut Value, mutating: bool) {
+    for hook in items(object, "webhooks") {
+        set_default(hook, "failurePolicy", "Fail");
+        matching(hook);
+        set_default(hook, "timeoutSeconds", 10);
+        if mutating {
+            set_default(hook, "reinvocationPolicy", "Never");
+        }
+        items(hook, "rules").for_each(scope);
+        if let Some(service) = child(hook, "clientConfig").and_then(|config| child(config, "service")) {
+            set_default(service, "port", 443);
+        }
+    }
+}
+
+fn matching(parent: &mut Value) {
+    set_default(parent, "matchPolicy", "Equivalent");
+    set_default(parent, "namespaceSelector", json!({}));
+    set_default(parent, "objectSelector", json!({}));
+}
+
+fn scope(rule: &mut Value) {
+    set_default(rule, "scope", "*");
+}
+
+fn resources(parent: &mut Value, field: &str) {
+    if let Some(resources) = child(parent, field) {
+        matching(resources);
+        items(resources, "resourceRules").for_each(scope);
+        items(resources, "excludeResourceRules").for_each(scope);
+    }
+}
+
+fn policy(object: &mut Value) {
+    if let Some(spec) = child(object, "spec") {
+        set_default(spec, "failurePolicy", "Fail");
+        resources(spec, "matchConstraints");
+    }
+}
+
+fn binding(object: &mut Value) {
+    if let Some(spec) = child(object, "spec") {
+        resources(spec, "matchResources");
+    }
+}
