@@ -5,6 +5,7 @@
 //! Objects are trees ([`serde_json::Value`]); nothing here does IO.
 
 pub mod codec;
+pub mod custom;
 pub mod defaults;
 pub mod field;
 pub mod meta;

@@ -18,7 +18,7 @@ use bytes::Bytes;
 use keelson_api::meta::GroupResource;
 use keelson_api::resources::{Resource, ResourceTable};
 use keelson_store::{Store, StoreError};
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock};
 use serde_json::Value;
 use tokio::sync::watch;
 
@@ -192,7 +192,9 @@ impl CacheEvent {
 /// All resources' caches.
 pub struct WatchCache {
     store: Arc<dyn Store>,
-    resources: HashMap<GroupResource, Arc<ResourceCache>>,
+    resources: RwLock<HashMap<GroupResource, Arc<ResourceCache>>>,
+    /// Held while changes are applied, so that a resource can be added between two of them.
+    applying: tokio::sync::Mutex<()>,
     /// Everything up to this revision is applied.
     applied: watch::Sender<u64>,
 }
@@ -209,15 +211,49 @@ impl WatchCache {
             .filter(|row| !row.is_virtual && row.storage == row.group_resource())
             .map(|row| (row.storage.clone(), Arc::new(ResourceCache::new(row.clone()))))
             .collect();
-        let cache = Arc::new(Self { store, resources, applied: watch::Sender::new(0) });
+        let cache = Arc::new(Self {
+            store,
+            resources: RwLock::new(resources),
+            applying: tokio::sync::Mutex::new(()),
+            applied: watch::Sender::new(0),
+        });
         let start = cache.load().await?;
         let task = tokio::spawn(run::follow(Arc::downgrade(&cache), start));
         Ok((cache, task))
     }
 
     /// Cache of a stored resource.
-    pub fn resource(&self, resource: &GroupResource) -> Option<&Arc<ResourceCache>> {
-        self.resources.get(resource)
+    pub fn resource(&self, resource: &GroupResource) -> Option<Arc<ResourceCache>> {
+        self.resources.read().get(resource).cloned()
+    }
+
+    /// All caches.
+    pub(super) fn all(&self) -> Vec<(GroupResource, Arc<ResourceCache>)> {
+        self.resources.read().iter().map(|(resource, cache)| (resource.clone(), cache.clone())).collect()
+    }
+
+    /// Starts to follow a resource that is served from now on, or serves one anew whose row has changed: running
+    /// watches end then, as what they show is no longer what is stored.
+    pub async fn add(&self, row: Arc<Resource>) -> Result<(), StoreError> {
+        let _between_changes = self.applying.lock().await;
+        let paths = |row: &Resource| row.selectable_fields.iter().map(|f| f.path.clone()).collect::<Vec<_>>();
+        if let Some(cache) = self.resource(&row.storage)
+            && paths(cache.row()) == paths(&row)
+        {
+            cache.end_watches();
+            return Ok(());
+        }
+        let cache = Arc::new(ResourceCache::new(row.clone()));
+        self.fill(&row.storage, &cache, self.applied()).await?;
+        self.resources.write().insert(row.storage.clone(), cache);
+        Ok(())
+    }
+
+    /// Forgets a resource; running watches end.
+    pub fn remove(&self, resource: &GroupResource) {
+        if let Some(cache) = self.resources.write().remove(resource) {
+            cache.end_watches();
+        }
     }
 
     /// Revision up to which everything is applied.

@@ -6,6 +6,7 @@ use bytes::Bytes;
 use keelson_api::meta::GroupResource;
 use keelson_api::resources::{Resource, ResourceTable};
 use keelson_store::Store;
+use parking_lot::RwLock;
 use tokio::sync::Semaphore;
 
 use crate::allocate::Allocators;
@@ -27,7 +28,7 @@ pub type PathHandler = Arc<dyn Fn(&str) -> Option<http::Response<crate::extensio
 pub struct Core {
     pub(crate) store: Arc<dyn Store>,
     pub(crate) cache: Arc<WatchCache>,
-    pub(crate) table: ResourceTable,
+    pub(crate) table: RwLock<Arc<ResourceTable>>,
     pub(crate) extensions: Extensions,
     pub(crate) allocators: Allocators,
     pub(crate) metrics: Metrics,
@@ -35,6 +36,7 @@ pub struct Core {
     pub(crate) reads: Semaphore,
     pub(crate) writes: Semaphore,
     pub(crate) cache_task: tokio::task::JoinHandle<()>,
+    pub(crate) definitions_task: std::sync::OnceLock<tokio::task::JoinHandle<()>>,
 }
 
 /// The server, for plug-ins that are made before it is: empty until it is put together.
@@ -68,9 +70,14 @@ impl Core {
         &self.cache
     }
 
-    /// The table of resources.
-    pub fn table(&self) -> &ResourceTable {
-        &self.table
+    /// The table of resources as it is now. Custom resources come and go: a request keeps the table it began with.
+    pub fn table(&self) -> Arc<ResourceTable> {
+        self.table.read().clone()
+    }
+
+    /// Replaces the table.
+    pub(crate) fn set_table(&self, table: ResourceTable) {
+        *self.table.write() = Arc::new(table);
     }
 
     /// What is plugged in.
@@ -90,7 +97,7 @@ impl Core {
 
     /// Row under which the objects of a view rest.
     pub fn storage_row(&self, row: &Arc<Resource>) -> Arc<Resource> {
-        self.table.get(&row.storage).unwrap_or(row).clone()
+        self.table().get(&row.storage).unwrap_or(row).clone()
     }
 
     /// The text of /metrics.
@@ -99,16 +106,23 @@ impl Core {
     }
 
     /// Number of stored objects by resource.
-    pub fn object_counts(&self) -> impl Iterator<Item = (GroupResource, usize)> + '_ {
-        self.table.rows().iter().filter_map(|row| {
-            let resource = row.group_resource();
-            self.cache.resource(&resource).map(|cache| (resource, cache.len()))
-        })
+    pub fn object_counts(&self) -> Vec<(GroupResource, usize)> {
+        self.table()
+            .rows()
+            .iter()
+            .filter_map(|row| {
+                let resource = row.group_resource();
+                self.cache.resource(&resource).map(|cache| (resource, cache.len()))
+            })
+            .collect()
     }
 }
 
 impl Drop for Core {
     fn drop(&mut self) {
         self.cache_task.abort();
+        if let Some(task) = self.definitions_task.get() {
+            task.abort();
+        }
     }
 }

@@ -152,7 +152,10 @@ fn plan(old: &Value, row: &Resource, options: &DeleteOptions, now: chrono::DateT
     let is_namespace = row.storage.group.is_empty() && row.plural == "namespaces";
     let mut new = old.clone();
     let meta = &old["metadata"];
-    let finalizers = wanted_finalizers(old, options.propagation, row.strategy.orphans_dependents());
+    if meta["deletionTimestamp"].is_null() {
+        row.strategy.prepare_for_delete(&mut new, &format(now));
+    }
+    let finalizers = wanted_finalizers(&new, options.propagation, row.strategy.orphans_dependents());
     let finalizers_changed =
         json!(finalizers) != meta.get("finalizers").cloned().unwrap_or_else(|| json!([]));
     if finalizers_changed {
@@ -247,8 +250,7 @@ mod tests {
 
     fn check(plural: &str, object: Value, options: DeleteOptions, expected: fn(&Plan) -> bool) {
         let table = ResourceTable::builtin();
-        let group = if plural == "jobs" { "batch" } else { "" };
-        let row = table.find(group, "v1", plural).unwrap();
+        let row = table.rows().iter().find(|row| row.plural == plural).unwrap();
         let now = chrono::DateTime::parse_from_rfc3339("2026-01-01T00:00:00Z").unwrap().to_utc();
         let plan = plan(&object, row, &options, now);
         assert!(expected(&plan), "{object} {options:?} gave {plan:?}");
@@ -291,6 +293,10 @@ mod tests {
             none(),
             |p| matches!(p, Plan::Update(o) if o["metadata"]["finalizers"] == json!([FOREGROUND])),
         );
+        check("customresourcedefinitions", json!({"metadata": {}, "spec": {}, "status": {}}), none(), |p| {
+            matches!(p, Plan::Update(o) if o["metadata"]["finalizers"].as_array().is_some_and(|f| f.len() == 1)
+                && o["status"]["conditions"][0]["reason"] == "InstanceDeletionPending")
+        });
         check("pods", pod(json!({"generation": 1})), none(), |p| {
             matches!(p, Plan::Update(o) if o["metadata"]["deletionTimestamp"] == "2026-01-01T00:00:30Z"
                 && o["metadata"]["generation"] == 2)

@@ -36,8 +36,8 @@ fn rows<'t>(
     table
         .rows()
         .iter()
-        .map(AsRef::as_ref)
         .filter(move |row| row.group == group && row.versions.iter().any(|v| v == version))
+        .map(move |row| row.view(version))
 }
 
 /// `/api`.

@@ -13,6 +13,7 @@ pub mod authz;
 pub mod bootstrap;
 pub mod cache;
 pub mod core;
+mod definitions;
 pub mod delete;
 pub mod discovery;
 pub mod extension;

@@ -50,7 +50,7 @@ pub struct Presenter<'a> {
 impl Presenter<'_> {
     /// True if stored bytes can be copied.
     fn is_verbatim(&self) -> bool {
-        self.row.converter.is_none() && self.version == self.row.storage_version
+        self.row.converter.is_none() && self.row.custom.is_none() && self.version == self.row.storage_version
     }
 
     /// A number for this way of showing, so that encoded events can be shared.
@@ -62,12 +62,17 @@ impl Presenter<'_> {
             Shape::Table => 1 + self.include as u64 * 2 + u64::from(first),
             Shape::PartialMetadata => 100,
         };
-        (&self.row.group, self.version, self.form.media, shape).hash(&mut hasher);
+        let epoch = self.row.custom.as_ref().map_or(0, |custom| custom.epoch);
+        (&self.row.group, self.version, self.form.media, shape, epoch).hash(&mut hasher);
         hasher.finish()
     }
 
     /// The object in the requested version.
     pub fn convert(&self, mut stored: Value) -> Value {
+        if let Some(custom) = &self.row.custom {
+            custom.read(&self.row.group, &mut stored);
+            return stored;
+        }
         if let Some(converter) = self.row.converter {
             stored = (converter.from_storage)(stored);
         }
@@ -110,14 +115,13 @@ impl Presenter<'_> {
     /// 500 if a stored object has no such form.
     pub fn list<'o>(&self, items: impl Iterator<Item = &'o CachedObject>, metadata: &Value) -> Result<Bytes> {
         let gvk = match self.form.shape {
-            Shape::Object => self.row.gvk(self.version),
-            Shape::PartialMetadata => GroupVersionKind::new("meta.k8s.io", "v1", "PartialObjectMetadata"),
+            Shape::Object => GroupVersionKind { kind: self.row.list_kind(), ..self.row.gvk(self.version) },
+            Shape::PartialMetadata => GroupVersionKind::new("meta.k8s.io", "v1", "PartialObjectMetadataList"),
             Shape::Table => {
                 let rows = items.map(|o| self.table_row(self.convert(o.parse()))).collect();
                 return answer::encode(self.form.media, &self.table(rows, metadata.clone(), true));
             }
         };
-        let gvk = GroupVersionKind { kind: format!("{}List", gvk.kind), ..gvk };
         let head = json!({"kind": gvk.kind, "apiVersion": gvk.api_version(), "metadata": metadata});
         match self.form.media {
             MediaType::Json => {

@@ -17,7 +17,7 @@ use crate::cache::WatchCache;
 use crate::core::{Core, LateCore, PathHandler};
 use crate::extension::{Body, BoxError, Extensions, InProcessUser, ServerHandles, UserInfo};
 use crate::metrics::Metrics;
-use crate::{bootstrap, handlers, serve};
+use crate::{bootstrap, definitions, handlers, serve};
 
 /// Where objects are kept.
 #[derive(Debug, Clone)]
@@ -118,7 +118,7 @@ struct Parts {
 
 impl Parts {
     async fn start(store: Arc<dyn Store>) -> Result<Self, ServerError> {
-        let table = ResourceTable::builtin();
+        let table = definitions::stored_table(&*store).await?;
         let (cache, cache_task) = WatchCache::start(store.clone(), &table).await?;
         let newest = store.current_revision().await?;
         cache.wait(newest).await.map_err(|error| ServerError::Bootstrap(error.into()))?;
@@ -139,7 +139,7 @@ impl Parts {
         let core = Core {
             store: self.store,
             cache: self.cache,
-            table: self.table,
+            table: parking_lot::RwLock::new(Arc::new(self.table)),
             extensions,
             allocators,
             metrics: Metrics::default(),
@@ -147,9 +147,13 @@ impl Parts {
             reads,
             writes,
             cache_task: self.cache_task,
+            definitions_task: std::sync::OnceLock::new(),
         };
         let core = Arc::new(core);
         self.core.set(&core);
+        let task = tokio::spawn(definitions::follow(Arc::downgrade(&core)));
+        // Set once, here.
+        let _ = core.definitions_task.set(task);
         Server { core }
     }
 }

@@ -3,6 +3,7 @@
 use keelson_api::codec::{self, MediaType};
 use keelson_api::meta::GroupVersionKind;
 use keelson_api::patch::{self, PatchError};
+use keelson_api::resources::Resource;
 use serde_json::Value;
 
 pub use keelson_api::codec::FieldValidation;
@@ -39,6 +40,19 @@ impl PatchType {
     }
 }
 
+impl PatchType {
+    /// Refuses what the resource has no patch strategies for.
+    pub fn check(self, row: &Resource) -> Result<()> {
+        if self == Self::Strategic && row.custom.is_some() {
+            return Err(StatusError::unsupported_media_type(&[
+                "application/json-patch+json",
+                "application/merge-patch+json",
+            ]));
+        }
+        Ok(())
+    }
+}
+
 fn media_type(content_type: &str) -> Result<MediaType> {
     MediaType::from_content_type(content_type).ok_or_else(|| StatusError::unsupported_media_type(READ))
 }
@@ -53,6 +67,40 @@ pub fn decode(
     let decoded = codec::decode(media_type(content_type)?, body, expect, validation)
         .map_err(|error| StatusError::bad_request(error.status_message(expect)))?;
     Ok((decoded.object, decoded.warnings))
+}
+
+/// Reads a body that must be an object of a row in a version.
+pub fn decode_object(
+    content_type: &str,
+    body: &[u8],
+    row: &Resource,
+    version: &str,
+    validation: FieldValidation,
+) -> Result<(Value, Vec<String>)> {
+    let gvk = row.gvk(version);
+    let Some(custom) = &row.custom else { return decode(content_type, body, &gvk, validation) };
+    let media = media_type(content_type)?;
+    if media == MediaType::Protobuf {
+        return Err(StatusError::unsupported_media_type(&["application/json", "application/yaml"]));
+    }
+    let decoded = custom
+        .decode(media, body, &gvk, validation)
+        .map_err(|error| StatusError::bad_request(error.status_message(&gvk)))?;
+    Ok((decoded.object, decoded.warnings))
+}
+
+/// Checks and prunes an object of a row that a patch has made.
+pub fn normalize_object(
+    row: &Resource,
+    version: &str,
+    object: &mut Value,
+    validation: FieldValidation,
+) -> Result<Vec<String>> {
+    let gvk = row.gvk(version);
+    let Some(custom) = &row.custom else { return normalize(&gvk, object, validation) };
+    custom
+        .normalize(object, Vec::new(), validation)
+        .map_err(|error| StatusError::bad_request(error.status_message(&gvk)))
 }
 
 /// Reads `DeleteOptions`, which every group and version takes as its own.

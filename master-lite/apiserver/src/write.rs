@@ -229,7 +229,12 @@ impl Write<'_> {
     async fn update_once(&self, name: &str, current: &KeyValue, make: Make<'_>) -> Result<Option<Written>> {
         let gvk = self.gvk();
         let resource = self.row.group_resource();
-        let old = stored::decode(&current.value, current.mod_revision).map_err(StatusError::internal)?;
+        let mut old = stored::decode(&current.value, current.mod_revision).map_err(StatusError::internal)?;
+        // Compared and changed is what a client sees; stored it may still be in the form of an older definition.
+        let stored = self.row.custom.is_some().then(|| old.clone());
+        if stored.is_some() {
+            old = self.to_storage(self.to_view(old));
+        }
         let (new, mut warnings) = make(&self.to_view(old.clone()))?;
         let mut new = self.default(new);
         check_identity(&new, &old, name, self.namespace)?;
@@ -265,7 +270,7 @@ impl Write<'_> {
 
         let context = self.strategy_context();
         self.row.strategy.prepare_for_update(&context, &mut new, &old);
-        if self.row.tracks_generation && self.subresource != "binding" && spec_changed(&new, &old) {
+        if self.row.tracks_generation && self.subresource != "binding" && spec_changed(&new, &old, self.row) {
             let generation = old["metadata"]["generation"].as_i64().unwrap_or(0) + 1;
             new["metadata"]["generation"] = generation.into();
         }
@@ -300,7 +305,8 @@ impl Write<'_> {
         }
         let reservation = self.core.allocators().assign(&self.row.storage, &mut new, Some(&old))?;
         stored::set_revision(&mut new, current.mod_revision);
-        if new == old || self.options.dry_run {
+        // A write that changes nothing brings an object into the form that is stored now.
+        if new == *stored.as_ref().unwrap_or(&old) || self.options.dry_run {
             return Ok(Some(Written { object: new, warnings, created: false }));
         }
         let bytes = stored::encode(&new).map_err(StatusError::internal)?;
@@ -404,6 +410,14 @@ fn carry_over(new: &mut Value, old: &Value, row: &Resource, subresource: &str) {
                 };
             }
         }
+        "status" if row.custom.is_some() => {
+            let mut base = old.clone();
+            copy_or_remove(&mut base, new, "status");
+            if let Some(version) = new["metadata"].get("resourceVersion") {
+                base["metadata"]["resourceVersion"] = version.clone();
+            }
+            *new = base;
+        }
         "status" | "approval" => {
             let mut base = old.clone();
             base["status"] = new["status"].clone();
@@ -482,12 +496,15 @@ fn copy_or_remove(target: &mut Value, source: &Value, field: &str) {
     }
 }
 
-/// True if anything but metadata and status differs.
-fn spec_changed(new: &Value, old: &Value) -> bool {
+/// True if anything but metadata and status differs; the status of a custom resource counts unless it is a
+/// subresource.
+fn spec_changed(new: &Value, old: &Value, row: &Resource) -> bool {
     let strip = |object: &Value| {
         let mut map = object.as_object().cloned().unwrap_or_default();
         map.remove("metadata");
-        map.remove("status");
+        if row.custom.is_none() || row.has_status() {
+            map.remove("status");
+        }
         map
     };
     strip(new) != strip(old)

@@ -9,10 +9,11 @@ use keelson_apiserver::discovery;
 use serde_json::Value;
 
 /// Group versions that upstream serves and this server does not yet.
-const MISSING: &[&str] = &["apiextensions.k8s.io/v1", "apiregistration.k8s.io/v1", "autoscaling/v1"];
+const MISSING: &[&str] = &["apiregistration.k8s.io/v1", "autoscaling/v1"];
 
 /// Kinds that upstream still stores as v1beta1; a hash of the storage version only has to change with it.
-const STORED_AS_BETA: &[&str] = &["MutatingAdmissionPolicy", "MutatingAdmissionPolicyBinding"];
+const STORED_AS_BETA: &[&str] =
+    &["MutatingAdmissionPolicy", "MutatingAdmissionPolicyBinding", "CustomResourceDefinition"];
 
 fn joined(list: &Value) -> String {
     let items: Vec<&str> = list.as_array().into_iter().flatten().filter_map(Value::as_str).collect();

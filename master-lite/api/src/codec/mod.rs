@@ -104,6 +104,12 @@ pub enum CodecError {
     /// Unknown or duplicate fields under [`FieldValidation::Strict`].
     #[error("strict decoding error: {}", .0.join(", "))]
     Strict(Vec<String>),
+    /// The metadata of a custom resource is none.
+    #[error("{0}")]
+    Metadata(String),
+    /// The body of a custom resource names no kind.
+    #[error("Object 'Kind' is missing in '{0}'")]
+    NoKind(String),
     /// The schema has no such kind.
     #[error("no kind {:?} is registered for version {:?} in scheme \"pkg/api/legacyscheme/scheme.go:30\"", .0.kind, .0.api_version())]
     UnknownKind(GroupVersionKind),
@@ -129,7 +135,9 @@ impl CodecError {
     /// The message of the 400 Status that upstream's handlers answer with, for an object of kind `gvk`.
     pub fn status_message(&self, gvk: &GroupVersionKind) -> String {
         match self {
-            Self::WrongVersion { .. } | Self::WrongKind { .. } => self.to_string(),
+            Self::WrongVersion { .. } | Self::WrongKind { .. } | Self::NoKind(_) | Self::Metadata(_) => {
+                self.to_string()
+            }
             _ => format!(
                 "{} in version {:?} cannot be handled as a {}: {self}",
                 gvk.kind, gvk.version, gvk.kind
@@ -272,13 +280,7 @@ fn parse_with(
 /// Reads apiVersion and kind, filling them from `expect` where absent.
 fn take_type_meta(object: &mut Value, expect: &GroupVersionKind) -> Result<GroupVersionKind, CodecError> {
     let Value::Object(fields) = object else {
-        return Err(CodecError::NotAnObject(match object {
-            Value::Null => "null",
-            Value::Bool(_) => "bool",
-            Value::Number(_) => "number",
-            Value::String(_) => "string",
-            Value::Array(_) | Value::Object(_) => "array",
-        }));
+        return Err(not_an_object(object));
     };
     let mut text = |key: &str, default: String| match fields.get(key) {
         Some(Value::String(text)) if !text.is_empty() => text.clone(),
@@ -294,6 +296,30 @@ fn take_type_meta(object: &mut Value, expect: &GroupVersionKind) -> Result<Group
     Ok(GroupVersionKind::from_type_meta(&api_version, &kind))
 }
 
+/// Refuses trees that no client could read back.
+pub(crate) fn check_depth(object: &Value) -> Result<(), CodecError> {
+    if deeper_than(object, MAX_DEPTH) { Err(CodecError::Depth) } else { Ok(()) }
+}
+
+/// apiVersion and kind of an object as they stand.
+pub(crate) fn type_meta(object: &Value) -> Result<GroupVersionKind, CodecError> {
+    if !object.is_object() {
+        return Err(not_an_object(object));
+    }
+    let text = |key: &str| object[key].as_str().unwrap_or_default();
+    Ok(GroupVersionKind::from_type_meta(text("apiVersion"), text("kind")))
+}
+
+fn not_an_object(value: &Value) -> CodecError {
+    CodecError::NotAnObject(match value {
+        Value::Null => "null",
+        Value::Bool(_) => "bool",
+        Value::Number(_) => "number",
+        Value::String(_) => "string",
+        Value::Array(_) | Value::Object(_) => "array",
+    })
+}
+
 fn normalize(
     schema: &Schema,
     node: NodeId,
@@ -302,14 +328,23 @@ fn normalize(
     validation: FieldValidation,
 ) -> Result<Vec<String>, CodecError> {
     // A patch, or JSON inside of protobuf, can be nested deeper than the JSON parser would have taken it.
-    if deeper_than(object, MAX_DEPTH) {
-        return Err(CodecError::Depth);
-    }
+    check_depth(object)?;
     let report = schema.normalize(node, object)?;
     if validation == FieldValidation::Ignore {
         return Ok(Vec::new());
     }
     complaints.splice(0..0, report.unknown.iter().map(|path| format!("unknown field {path:?}")));
+    complain(complaints, validation)
+}
+
+/// What becomes of complaints about unknown and duplicate fields: an error or warnings.
+pub(crate) fn complain(
+    mut complaints: Vec<String>,
+    validation: FieldValidation,
+) -> Result<Vec<String>, CodecError> {
+    if validation == FieldValidation::Ignore {
+        return Ok(Vec::new());
+    }
     complaints.truncate(MAX_STRICT_ERRORS);
     if validation == FieldValidation::Strict && !complaints.is_empty() {
         return Err(CodecError::Strict(complaints));

@@ -1,6 +1,9 @@
 //! `components.schemas`: types of the schema tree in OpenAPI's words.
 
 use super::Descriptions;
+use super::custom::{self, Dialect};
+use crate::custom::Custom;
+use crate::resources::Resource;
 use crate::schema::{Field, ListKind, Node, NodeId, Scalar, Schema, Special, Struct};
 use serde_json::{Map, Value, json};
 use std::collections::{BTreeMap, BTreeSet};
@@ -12,15 +15,24 @@ const EXTENSIONS: &str = "io.k8s.apiextensions-apiserver.pkg.apis.apiextensions.
 pub struct Components<'s> {
     schema: &'s Schema,
     descriptions: Descriptions,
+    dialect: Dialect,
     queue: Vec<NodeId>,
     seen: BTreeSet<NodeId>,
     done: BTreeMap<String, Value>,
 }
 
 impl<'s> Components<'s> {
-    /// Starts with nothing.
-    pub fn new(schema: &'s Schema, descriptions: Descriptions) -> Self {
-        Self { schema, descriptions, queue: Vec::new(), seen: BTreeSet::new(), done: BTreeMap::new() }
+    /// Starts with nothing. Whatever the dialect, types are put in the words of OpenAPI 3: it says how much of a custom
+    /// resource's schema may be told.
+    pub fn new(schema: &'s Schema, descriptions: Descriptions, dialect: Dialect) -> Self {
+        Self {
+            schema,
+            descriptions,
+            dialect,
+            queue: Vec::new(),
+            seen: BTreeSet::new(),
+            done: BTreeMap::new(),
+        }
     }
 
     /// The schema tree.
@@ -41,6 +53,34 @@ impl<'s> Components<'s> {
             _ => return self.inline(node),
         };
         json!({ "$ref": format!("#/components/schemas/{name}") })
+    }
+
+    /// A reference to the objects of a custom resource, or to lists of them. `row` is the view of a version.
+    pub fn custom(&mut self, row: &Resource, of: &Custom, list: bool) -> Value {
+        let name = custom::name(&row.group, &of.version, &row.kind);
+        let object = json!({ "$ref": format!("#/components/schemas/{name}") });
+        if !self.done.contains_key(&name) {
+            let meta = self.meta("ObjectMeta");
+            let value = custom::object(row, of, &meta, self.dialect);
+            self.done.insert(name, value);
+        }
+        if !list {
+            return object;
+        }
+        let name = custom::name(&row.group, &of.version, &row.list_kind());
+        if !self.done.contains_key(&name) {
+            let meta = self.meta("ListMeta");
+            let value = custom::list(row, of, &object, &meta);
+            self.done.insert(name.clone(), value);
+        }
+        json!({ "$ref": format!("#/components/schemas/{name}") })
+    }
+
+    fn meta(&mut self, kind: &str) -> Value {
+        match self.schema.type_named(&format!("{META}.{kind}")) {
+            Some(node) => self.reference(node),
+            None => json!({ "type": "object" }),
+        }
     }
 
     /// A reference to the opaque type of patches.

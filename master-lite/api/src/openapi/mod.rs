@@ -3,6 +3,7 @@
 //! A document is not kept: clients keep it themselves, under the hash in its URL.
 
 mod components;
+mod custom;
 mod descriptions;
 mod paths;
 mod v2;
@@ -12,14 +13,16 @@ pub use descriptions::Descriptions;
 
 use crate::{resources::ResourceTable, schema::Schema};
 use serde_json::{Map, Value, json};
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
+
+use custom::Dialect;
 
 /// `info.version` of documents.
 const VERSION: &str = "v1.36.0+keelson";
 
 /// The one OpenAPI v2 document, of all groups and versions.
 pub fn v2_document(table: &ResourceTable) -> Value {
-    let mut components = components::Components::new(Schema::builtin(), Descriptions::load());
+    let mut components = components::Components::new(Schema::builtin(), Descriptions::load(), Dialect::V2);
     let mut all = Map::new();
     for (group, versions) in table.groups() {
         for version in versions {
@@ -41,15 +44,15 @@ pub fn v2_hash(table: &ResourceTable) -> String {
     let groups = table.groups();
     let versions = groups.iter().flat_map(|(group, versions)| versions.iter().map(move |v| (group, v)));
     let hashes: Vec<String> = versions.map(|(group, version)| document_hash(table, group, version)).collect();
-    format!("{:016X}", fnv(hashes.iter().map(String::as_str)))
+    format!("{:016X}", fnv(FNV_BASIS, hashes.iter().map(String::as_str)))
 }
 
-/// FNV-1a of texts.
-fn fnv<'t>(texts: impl Iterator<Item = &'t str>) -> u64 {
+const FNV_BASIS: u64 = 0xcbf2_9ce4_8422_2325;
+
+/// FNV-1a of texts, after what gave `start`.
+fn fnv<'t>(start: u64, texts: impl Iterator<Item = &'t str>) -> u64 {
     let bytes = texts.flat_map(|text| text.bytes().chain([0]));
-    bytes.fold(0xcbf2_9ce4_8422_2325, |hash: u64, byte| {
-        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
-    })
+    bytes.fold(start, |hash: u64, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
 }
 
 /// The answer to `GET /openapi/v3`: where the document of each group and version is.
@@ -76,7 +79,7 @@ pub fn v3_document(table: &ResourceTable, path: &str) -> Option<Arc<[u8]>> {
         return None;
     }
     let schema = Schema::builtin();
-    let mut components = components::Components::new(schema, Descriptions::load());
+    let mut components = components::Components::new(schema, Descriptions::load(), Dialect::V3);
     let paths = paths::of(table, &group, &version, &mut components);
     let document = json!({
         "openapi": "3.0.0",
@@ -97,10 +100,17 @@ pub fn v3_document(table: &ResourceTable, path: &str) -> Option<Arc<[u8]>> {
 /// The `hash` that [`v3_index`] shows for a document; also fit for an ETag.
 pub fn document_hash(table: &ResourceTable, group: &str, version: &str) -> String {
     // All that a document is made of. A version of this crate has one schema and one set of texts.
-    let mut texts = vec![env!("CARGO_PKG_VERSION"), Schema::builtin_facts(), group, version];
+    static BUILD: LazyLock<u64> =
+        LazyLock::new(|| fnv(FNV_BASIS, [env!("CARGO_PKG_VERSION"), Schema::builtin_facts()].into_iter()));
+    let mut texts = vec![group, version];
+    let mut epochs = String::new();
     for row in
         table.rows().iter().filter(|row| row.group == group && row.versions.iter().any(|v| v == version))
     {
+        let row = row.view(version);
+        if let Some(custom) = &row.custom {
+            epochs.push_str(&format!("{:x},", custom.epoch));
+        }
         texts.extend([row.plural.as_str(), &row.kind]);
         texts.extend(row.verbs.iter().map(String::as_str));
         for sub in &row.subresources {
@@ -108,7 +118,7 @@ pub fn document_hash(table: &ResourceTable, group: &str, version: &str) -> Strin
             texts.extend(sub.verbs.iter().map(String::as_str));
         }
     }
-    format!("{:016X}", fnv(texts.into_iter()))
+    format!("{:016X}", fnv(*BUILD, texts.into_iter().chain([epochs.as_str()])))
 }
 
 fn document_path(group: &str, version: &str) -> String {
@@ -162,6 +172,45 @@ mod tests {
             Value::Array(items) => items.iter().for_each(|value| check_references(value, schemas)),
             _ => {}
         }
+    }
+
+    #[test]
+    fn custom_resources_are_published() {
+        let mut table = ResourceTable::builtin();
+        let definition = |schema: Value| {
+            let names = json!({"plural": "foos", "singular": "foo", "kind": "Foo", "listKind": "FooList"});
+            json!({
+                "metadata": {"name": "foos.example.com", "uid": "u"},
+                "spec": {"group": "example.com", "scope": "Namespaced", "names": names, "versions": [
+                    {"name": "v1", "served": true, "storage": true, "subresources": {"status": {}},
+                     "schema": {"openAPIV3Schema": schema}},
+                ]},
+                "status": {"acceptedNames": names},
+            })
+        };
+        let row = |schema: Value| crate::custom::resource(&definition(schema)).unwrap();
+        let spec = json!({"type": "object", "description": "Specification of Foo"});
+        table.insert(row(
+            json!({"type": "object", "description": "Foo for tests", "properties": {"spec": spec}}),
+        ));
+        let bytes = v3_document(&table, "apis/example.com/v1").unwrap();
+        let document: Value = serde_json::from_slice(&bytes).unwrap();
+        check_references(&document, document["components"]["schemas"].as_object().unwrap());
+        let foo = &document["components"]["schemas"]["com.example.v1.Foo"];
+        assert_eq!((&foo["description"], &foo["properties"]["spec"]), (&json!("Foo for tests"), &spec));
+        assert_eq!(foo["x-kubernetes-group-version-kind"][0]["kind"], "Foo");
+        let path = "/apis/example.com/v1/namespaces/{namespace}/foos/{name}/status";
+        assert_eq!(document["paths"][path]["put"]["x-kubernetes-action"], "put");
+        let old = v2_document(&table);
+        assert_eq!(old["definitions"]["com.example.v1.Foo"]["properties"]["spec"], spec);
+        assert!(old["definitions"]["com.example.v1.FooList"].is_object());
+        assert!(!v2_protobuf(&old).is_empty());
+
+        let before = (v2_hash(&table), document_hash(&table, "example.com", "v1"));
+        let mut changed = ResourceTable::builtin();
+        changed.insert(row(json!({"type": "object"})));
+        assert_ne!(before, (v2_hash(&changed), document_hash(&changed, "example.com", "v1")));
+        assert_ne!(before.0, v2_hash(&ResourceTable::builtin()));
     }
 
     #[test]

@@ -15,6 +15,7 @@ pub fn of(table: &ResourceTable, group: &str, version: &str, components: &mut Co
     let mut paths = Map::new();
     for row in table.rows().iter().filter(|row| row.group == group) {
         if row.versions.iter().any(|served| served == version) {
+            let row = row.view(version);
             Writer { row, version, tag: &tag, components, paths: &mut paths }.resource(&root);
         }
     }
@@ -101,7 +102,7 @@ impl Writer<'_, '_> {
     fn operation(&mut self, verb: &str, action: &str, kind: &GroupVersionKind) -> Value {
         let parameters: Vec<Value> = parameters(verb).iter().map(|(name, kind)| query(name, kind)).collect();
         let answer = match verb {
-            "list" => GroupVersionKind { kind: format!("{}List", kind.kind), ..kind.clone() },
+            "list" => GroupVersionKind { kind: self.row.list_kind(), ..kind.clone() },
             "delete" | "deletecollection" => GroupVersionKind::new("", "v1", "Status"),
             _ => kind.clone(),
         };
@@ -130,7 +131,9 @@ impl Writer<'_, '_> {
                     "application/merge-patch+json",
                     "application/strategic-merge-patch+json",
                 ];
-                Some(content(&types, &reference))
+                // Custom resources have no merge keys.
+                let taken = if self.row.custom.is_some() { &types[..3] } else { &types[..] };
+                Some(content(taken, &reference))
             }
             _ => None,
         };
@@ -143,6 +146,10 @@ impl Writer<'_, '_> {
     fn body(&mut self, media: &[&str], kind: &GroupVersionKind) -> Value {
         // exec, proxy and their like take options in the query and stream what they like.
         let stream = kind.kind.ends_with("Options") && kind.kind != "DeleteOptions";
+        let row = self.row;
+        if let Some(custom) = row.custom.as_ref().filter(|_| kind.group == row.group) {
+            return content(media, &self.components.custom(row, custom, kind.kind == row.list_kind()));
+        }
         let schema = match self.components.schema().kind(kind).filter(|_| !stream) {
             Some(node) => self.components.reference(node),
             None => json!({ "type": if stream { "string" } else { "object" } }),

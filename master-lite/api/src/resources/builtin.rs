@@ -1,5 +1,6 @@
 //! The rows of the built-in resources.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -7,6 +8,7 @@ use super::columns;
 use super::row::ALL_VERBS;
 use super::strategies as s;
 use super::{Converter, Resource, ScalePaths, SelectableField, Strategy, Subresource};
+use crate::custom::definition::CustomResourceDefinition;
 use crate::meta::{GroupResource, GroupVersionKind};
 
 /// Upstream's `--event-ttl`.
@@ -42,6 +44,8 @@ fn row(group: &str, version: &str, kind: &str, plural: &str) -> Row {
         is_virtual: false,
         printer: columns::printer(group, kind),
         strategy: Arc::new(s::Plain),
+        custom: None,
+        views: BTreeMap::new(),
     })
 }
 
@@ -66,6 +70,11 @@ impl Row {
 
     fn all(mut self) -> Self {
         self.0.categories.push("all".to_owned());
+        self
+    }
+
+    fn extension(mut self) -> Self {
+        self.0.categories.push("api-extensions".to_owned());
         self
     }
 
@@ -162,6 +171,7 @@ const GROUPS: &[&str] = &[
     "discovery.k8s.io",
     "resource.k8s.io",
     "flowcontrol.apiserver.k8s.io",
+    "apiextensions.k8s.io",
 ];
 
 /// Every built-in resource, in the order of discovery.
@@ -465,5 +475,12 @@ fn rest() -> Vec<Row> {
         flow("FlowSchema", "flowschemas").strategy(s::FLOW_SCHEMA),
         flow("PriorityLevelConfiguration", "prioritylevelconfigurations").strategy(s::PRIORITY_LEVEL),
         hpa,
+        row("apiextensions.k8s.io", "v1", "CustomResourceDefinition", "customresourcedefinitions")
+            .cluster()
+            .short(&["crd", "crds"])
+            .extension()
+            .generation()
+            .status()
+            .strategy(CustomResourceDefinition),
     ]
 }

@@ -1,11 +1,13 @@
 //! One row of the table.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::Value;
 
 use super::{Printer, Strategy};
+use crate::custom::Custom;
 use crate::meta::{GroupResource, GroupVersionKind};
 
 /// All verbs of a stored resource.
@@ -55,9 +57,26 @@ pub struct Resource {
     pub printer: Printer,
     /// What the kind does beyond data.
     pub strategy: Arc<dyn Strategy>,
+    /// Set for custom resources.
+    pub custom: Option<Arc<Custom>>,
+    /// The row as each of its versions has it, where versions differ (custom resources).
+    pub views: BTreeMap<String, Arc<Resource>>,
 }
 
 impl Resource {
+    /// The row as a version has it.
+    pub fn view(&self, version: &str) -> &Self {
+        self.views.get(version).map_or(self, AsRef::as_ref)
+    }
+
+    /// Kind of lists of this resource.
+    pub fn list_kind(&self) -> String {
+        match &self.custom {
+            Some(custom) if !custom.list_kind.is_empty() => custom.list_kind.clone(),
+            _ => format!("{}List", self.kind),
+        }
+    }
+
     /// Group and plural.
     pub fn group_resource(&self) -> GroupResource {
         GroupResource::new(&self.group, &self.plural)

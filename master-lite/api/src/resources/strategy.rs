@@ -80,6 +80,10 @@ pub trait Strategy: Send + Sync + 'static {
         true
     }
 
+    /// What becomes of an object that is asked to go for the first time: one that must not go before something is
+    /// done gets a finalizer here. `now` is RFC 3339.
+    fn prepare_for_delete(&self, _object: &mut Value, _now: &str) {}
+
     /// Decides on grace.
     fn deletion(&self, _object: &Value, _request: &DeletionRequest) -> Deletion {
         Deletion::Immediate

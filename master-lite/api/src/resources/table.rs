@@ -48,9 +48,10 @@ impl ResourceTable {
         self.by_name.get(resource).map(|at| &self.rows[*at])
     }
 
-    /// By group, served version and plural.
+    /// By group, served version and plural: the row as that version has it.
     pub fn find(&self, group: &str, version: &str, plural: &str) -> Option<&Arc<Resource>> {
-        self.get(&GroupResource::new(group, plural)).filter(|row| row.versions.iter().any(|v| v == version))
+        let row = self.get(&GroupResource::new(group, plural))?;
+        row.versions.iter().any(|v| v == version).then(|| row.views.get(version).unwrap_or(row))
     }
 
     /// By group, served version and kind.
@@ -72,6 +73,9 @@ impl ResourceTable {
                 if !groups[at].1.contains(version) {
                     groups[at].1.push(version.clone());
                 }
+            }
+            if row.custom.is_some() {
+                groups[at].1.sort_by(|a, b| crate::custom::version_order(a, b));
             }
         }
         groups

@@ -51,7 +51,8 @@ impl ResourceQuota {
         name: &str,
         evaluator: &Evaluator,
     ) -> Result<()> {
-        let Some(row) = core.table().get(&quotas()) else { return Ok(()) };
+        let table = core.table();
+        let Some(row) = table.get(&quotas()) else { return Ok(()) };
         let write = Write {
             core,
             row,

@@ -110,6 +110,11 @@ impl ResourceCache {
         });
     }
 
+    /// Ends all watches; their clients come back.
+    pub(super) fn end_watches(&self) {
+        self.state.write().watchers.clear();
+    }
+
     /// One object.
     pub fn get(&self, namespace: &str, name: &str) -> Option<Arc<CachedObject>> {
         self.state.read().objects.get(&local_key(namespace, name)).cloned()

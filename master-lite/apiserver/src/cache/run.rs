@@ -7,7 +7,9 @@ use std::time::Duration;
 use futures::StreamExt as _;
 use keelson_store::{Event, EventKind, KeyRange, RangeRequest, StoreError, WatchRequest, WatchStream};
 
-use super::{CacheEvent, CachedObject, WatchCache};
+use keelson_api::meta::GroupResource;
+
+use super::{CacheEvent, CachedObject, ResourceCache, WatchCache};
 use crate::keys;
 
 impl WatchCache {
@@ -29,23 +31,34 @@ impl WatchCache {
             Err(StoreError::Compacted { oldest }) => oldest,
             Err(error) => return Err(error),
         };
-        for (resource, cache) in &self.resources {
-            let prefix = keys::prefix(resource, None);
-            let range = KeyRange::prefix(&prefix);
-            let found = self.store.range(RangeRequest { range, limit: 0, revision: Some(oldest) }).await?;
-            let objects = found
-                .kvs
-                .iter()
-                .filter_map(|kv| {
-                    let rest = kv.key.strip_prefix(&prefix)?;
-                    let object = CachedObject::read(cache.row(), rest, &kv.value, kv.mod_revision)?;
-                    Some((rest.to_owned(), Arc::new(object)))
-                })
-                .collect::<BTreeMap<_, _>>();
-            cache.reset(objects, oldest);
+        for (resource, cache) in self.all() {
+            self.fill(&resource, &cache, oldest).await?;
         }
         self.applied.send_replace(oldest);
         Ok(oldest)
+    }
+
+    /// Reads one resource as it was at a revision.
+    pub(super) async fn fill(
+        &self,
+        resource: &GroupResource,
+        cache: &ResourceCache,
+        revision: u64,
+    ) -> Result<(), StoreError> {
+        let prefix = keys::prefix(resource, None);
+        let range = KeyRange::prefix(&prefix);
+        let found = self.store.range(RangeRequest { range, limit: 0, revision: Some(revision) }).await?;
+        let objects = found
+            .kvs
+            .iter()
+            .filter_map(|kv| {
+                let rest = kv.key.strip_prefix(&prefix)?;
+                let object = CachedObject::read(cache.row(), rest, &kv.value, kv.mod_revision)?;
+                Some((rest.to_owned(), Arc::new(object)))
+            })
+            .collect::<BTreeMap<_, _>>();
+        cache.reset(objects, revision);
+        Ok(())
     }
 
     async fn open_watch(&self) -> Result<WatchStream, StoreError> {
@@ -60,7 +73,7 @@ impl WatchCache {
 
     fn apply(&self, event: &Event) {
         let Some((resource, rest)) = keys::split(&event.kv.key) else { return };
-        let Some(cache) = self.resources.get(&resource) else { return };
+        let Some(cache) = self.resource(&resource) else { return };
         let revision = event.kv.mod_revision;
         let object = match event.kind {
             EventKind::Delete => None,
@@ -99,6 +112,7 @@ pub(super) async fn follow(cache: Weak<WatchCache>, _start: u64) {
             let Some(strong) = cache.upgrade() else { return };
             match batch {
                 Ok(batch) => {
+                    let _whole = strong.applying.lock().await;
                     batch.events.iter().for_each(|event| strong.apply(event));
                     strong.applied.send_replace(batch.revision);
                 }

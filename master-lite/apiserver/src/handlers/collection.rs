@@ -239,7 +239,7 @@ impl Call {
         self.respond(
             StatusCode::OK,
             &json!({
-                "kind": format!("{}List", gvk.kind), "apiVersion": gvk.api_version(),
+                "kind": row.list_kind(), "apiVersion": gvk.api_version(),
                 "metadata": {"resourceVersion": revision.to_string()}, "items": items,
             }),
         )

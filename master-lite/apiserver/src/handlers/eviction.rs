@@ -111,7 +111,7 @@ impl Eviction<'_> {
     /// Takes one disruption off the budget.
     async fn take_off(&self, budget: &str) -> Result<()> {
         let of = GroupResource::new("policy", "poddisruptionbudgets");
-        let row = self.call.core.table.get(&of).ok_or_else(StatusError::no_such_path)?.clone();
+        let row = self.call.core.table().get(&of).ok_or_else(StatusError::no_such_path)?.clone();
         let (version, write) = (row.storage_version.clone(), self.call.write(self.row)?);
         let write = Write { row: &row, version: &version, subresource: "status", ..write };
         let write =

@@ -59,7 +59,7 @@ async fn answer(core: Arc<Core>, request: Request<Body>) -> Response<Body> {
     let started = Instant::now();
     let info = RequestInfo::parse(request.method(), request.uri().path(), request.uri().query());
     let known =
-        info.is_resource_request && core.table.find(&info.group, &info.version, &info.resource).is_some();
+        info.is_resource_request && core.table().find(&info.group, &info.version, &info.resource).is_some();
     let observed = info.clone();
     let headers = request.headers().clone();
     let response = match run(core.clone(), info, request).await {
@@ -142,8 +142,8 @@ impl Call {
         if !self.info.is_resource_request {
             return nonresource::answer(&self, request.method());
         }
-        let Some(row) = self.core.table.find(&self.info.group, &self.info.version, &self.info.resource)
-        else {
+        let table = self.core.table();
+        let Some(row) = table.find(&self.info.group, &self.info.version, &self.info.resource) else {
             return Ok(nonresource::no_such_page());
         };
         let row = row.clone();
@@ -173,7 +173,18 @@ impl Call {
                 false => negotiate::form(&self.headers, offer)?,
             };
         }
-        let answer = special::route(&self, &row, request).await?;
+        if let Some(custom) = row.custom.as_ref().filter(|custom| custom.terminating)
+            && self.info.verb == "create"
+        {
+            tracing::debug!(definition = %custom.definition, "no new objects of a definition that goes");
+            let mut error = StatusError::method_not_supported(&row.group_resource(), "create");
+            error.message = "create not allowed while custom resource definition is terminating".to_owned();
+            return Err(error);
+        }
+        let mut answer = special::route(&self, &row, request).await?;
+        if let Some(warning) = row.custom.as_ref().and_then(|custom| custom.warning.clone()) {
+            add_warnings(&mut answer, &[warning]);
+        }
         match upgrade {
             Some(upgrade) => upgrade.answer(answer),
             None => Ok(answer),

@@ -37,7 +37,7 @@ pub(super) fn answer(call: &Call, method: &Method) -> Result<Response<Body>> {
         return Ok(response);
     }
     let parts: Vec<&str> = path.split('/').filter(|p| !p.is_empty()).collect();
-    let table = call.core.table();
+    let table = &*call.core.table();
     let found = match parts.as_slice() {
         [] => Some(json!({"paths": paths(call)})),
         ["api"] | ["apis"] if discovery::wants_aggregated(&call.headers) => {
@@ -96,7 +96,7 @@ fn version() -> Value {
 }
 
 fn aggregated(call: &Call, core: bool) -> Response<Body> {
-    let body = discovery::aggregated(call.core.table(), core).to_string();
+    let body = discovery::aggregated(&call.core.table(), core).to_string();
     let etag = discovery::etag(body.as_bytes());
     let matches = call
         .headers

@@ -45,6 +45,7 @@ impl Call {
         self.wait_for_version().await?;
         let cache = self.core.cache.resource(&row.storage);
         let object = cache
+            .as_ref()
             .and_then(|cache| cache.get(self.namespace(row), &self.info.name))
             .ok_or_else(|| StatusError::not_found(&row.group_resource(), &self.info.name))?;
         Ok(answer::encoded(StatusCode::OK, presenter.form.media, presenter.object(&object, true)?))
@@ -53,8 +54,13 @@ impl Call {
     /// POST of a new object.
     pub(crate) async fn create(&self, row: &Arc<Resource>, body: Bytes) -> Result<Response<Body>> {
         let write = self.write(row)?;
-        let gvk = row.gvk(&self.info.version);
-        let (object, warnings) = wire::decode(self.content_type(), &body, &gvk, write.options.validation)?;
+        let (object, warnings) = wire::decode_object(
+            self.content_type(),
+            &body,
+            row,
+            &self.info.version,
+            write.options.validation,
+        )?;
         let written = write.create(object, warnings).await?;
         self.written(row, written)
     }
@@ -62,8 +68,13 @@ impl Call {
     /// PUT.
     pub(crate) async fn update(&self, row: &Arc<Resource>, body: Bytes) -> Result<Response<Body>> {
         let write = self.write(row)?;
-        let gvk = row.gvk(&self.info.version);
-        let (object, warnings) = wire::decode(self.content_type(), &body, &gvk, write.options.validation)?;
+        let (object, warnings) = wire::decode_object(
+            self.content_type(),
+            &body,
+            row,
+            &self.info.version,
+            write.options.validation,
+        )?;
         let name = &self.info.name;
         let make = |_: &Value| Ok((object.clone(), warnings.clone()));
         let result = write.update(name, &make).await;
@@ -95,9 +106,10 @@ impl Call {
         let write = self.write(row)?;
         let gvk = row.gvk(&self.info.version);
         let validation = write.options.validation;
+        kind.check(row)?;
         let make = |current: &Value| {
             let mut object = wire::patch(kind, &gvk, current, &patch)?;
-            let warnings = wire::normalize(&gvk, &mut object, validation)?;
+            let warnings = wire::normalize_object(row, &self.info.version, &mut object, validation)?;
             Ok((object, warnings))
         };
         let written = write.update(&self.info.name, &make).await?;

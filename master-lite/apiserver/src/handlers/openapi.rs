@@ -31,7 +31,7 @@ pub(super) fn is_openapi(path: &str) -> bool {
 
 /// Documents are made on demand and not kept: a client fetches each once and keeps it under its hash.
 pub(super) async fn answer(call: &Call) -> Result<Response<Body>> {
-    let table = call.core.table().clone();
+    let table = call.core.table();
     if call.info.path == V2 {
         return v2(call).await;
     }
@@ -68,7 +68,7 @@ async fn v2(call: &Call) -> Result<Response<Body>> {
         *response.status_mut() = StatusCode::NOT_ACCEPTABLE;
         return Ok(response);
     };
-    let table = call.core.table().clone();
+    let table = call.core.table();
     // Of the content, not of its form: `Vary` keeps these apart, as upstream does.
     let tag = format!("\"{}\"", openapi::v2_hash(&table));
     let mut response = if is_known(call, &tag) {

@@ -119,6 +119,10 @@ fn scale_of(object: &Value, paths: &ScalePaths) -> Value {
 
 /// A label selector as query parameters carry it.
 pub(super) fn selector_text(selector: &Value) -> String {
+    // Custom resources hold it as a text.
+    if let Some(text) = selector.as_str() {
+        return text.to_owned();
+    }
     let is_selector = selector.get("matchLabels").is_some() || selector.get("matchExpressions").is_some();
     let labels = if is_selector { &selector["matchLabels"] } else { selector };
     let mut terms: Vec<String> = labels
@@ -148,6 +152,7 @@ async fn scale(call: &Call, row: &Arc<Resource>, paths: &ScalePaths, body: Bytes
         call.wait_for_version().await?;
         let cache = call.core.cache.resource(&row.storage);
         let object = cache
+            .as_ref()
             .and_then(|cache| cache.get(call.namespace(row), name))
             .ok_or_else(|| StatusError::not_found(&row.group_resource(), name))?;
         return call.respond(StatusCode::OK, &scale_of(&object.parse(), paths));
@@ -191,15 +196,23 @@ async fn scale(call: &Call, row: &Arc<Resource>, paths: &ScalePaths, body: Bytes
                 object["metadata"][field] = given.clone();
             }
         }
-        let mut place = &mut object;
-        for key in paths.spec_replicas.split('.') {
-            place = &mut place[key];
-        }
-        *place = replicas.into();
+        set_at(&mut object, &paths.spec_replicas, replicas.into());
         Ok((object, Vec::new()))
     };
     let written = write.update(name, &make).await?;
     call.respond(StatusCode::OK, &scale_of(&written.object, paths))
+}
+
+/// Writes a field at a dotted path; what is no object on the way there gives way to one.
+fn set_at(object: &mut Value, path: &str, value: Value) {
+    let mut place = object;
+    for key in path.split('.') {
+        if !place.is_object() {
+            *place = json!({});
+        }
+        place = &mut place[key];
+    }
+    *place = value;
 }
 
 pub(super) fn success(code: u16) -> Value {
@@ -209,7 +222,7 @@ pub(super) fn success(code: u16) -> Value {
 /// POST to `pods/binding` or `bindings`.
 async fn bind(call: &Call, body: Bytes) -> Result<Response<Body>> {
     let pods = GroupResource::new("", "pods");
-    let row = call.core.table.get(&pods).ok_or_else(StatusError::no_such_path)?.clone();
+    let row = call.core.table().get(&pods).ok_or_else(StatusError::no_such_path)?.clone();
     let options = WriteOptions::parse(&call.query)?;
     let (binding, _) = wire::decode(
         call.content_type(),
@@ -267,8 +280,16 @@ mod tests {
     use super::*;
 
     #[test]
+    fn replicas_are_written_whatever_was_there() {
+        let mut object = json!({"spec": "odd", "kind": "K"});
+        set_at(&mut object, "spec.size.replicas", 3.into());
+        assert_eq!(object, json!({"spec": {"size": {"replicas": 3}}, "kind": "K"}));
+    }
+
+    #[test]
     fn selectors_as_text() {
         assert_eq!(selector_text(&json!({"a": "b"})), "a=b");
+        assert_eq!(selector_text(&json!("a in (b,c)")), "a in (b,c)");
         let selector = json!({
             "matchLabels": {"a": "b"},
             "matchExpressions": [{"key": "c", "operator": "In", "values": ["d", "e"]}, {"key": "f", "operator": "DoesNotExist"}],
