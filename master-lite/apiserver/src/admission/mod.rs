@@ -9,6 +9,7 @@ pub mod limit_ranger;
 pub mod namespace_lifecycle;
 pub mod node_restriction;
 pub mod node_taint;
+pub mod pod_resize;
 pub mod priority;
 pub mod resource_quota;
 pub mod runtime_class;
@@ -61,6 +62,7 @@ pub fn validating(
         Arc::new(certificates::CertificateApproval::new(authorizer.clone())),
         Arc::new(certificates::CertificateSigning::new(authorizer.clone())),
         Arc::new(certificates::CertificateSubjectRestriction),
+        Arc::new(pod_resize::PodResizeValidator::new(reader.clone())),
         // Last: what others refuse must not be charged.
         Arc::new(resource_quota::ResourceQuota::new(reader.clone(), core)),
     ]
