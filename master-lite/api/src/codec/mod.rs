@@ -242,6 +242,20 @@ pub fn has_protobuf(gvk: &GroupVersionKind) -> bool {
     protobuf::message_of(Schema::builtin(), gvk).is_some()
 }
 
+/// Parses a configuration for server-side apply, which is YAML or JSON: the tree, and what upstream's strict parser
+/// says of duplicate keys, if there are any.
+pub fn parse_configuration(body: &[u8]) -> Result<(Value, Option<String>), CodecError> {
+    let (tree, duplicates) = parse(MediaType::Yaml, body)?;
+    if deeper_than(&tree, MAX_DEPTH) {
+        return Err(CodecError::Depth);
+    }
+    let complaint = (!duplicates.is_empty()).then(|| {
+        // A key that the parser can't place is still one too many.
+        tree::yaml_duplicates(body).unwrap_or_else(|| duplicates.join(", "))
+    });
+    Ok((tree, complaint))
+}
+
 /// Encodes a normalized object of a built-in kind as Kubernetes protobuf, envelope included.
 pub fn encode_protobuf(gvk: &GroupVersionKind, object: &Value) -> Result<Vec<u8>, ProtobufError> {
     protobuf::encode(Schema::builtin(), gvk, object)
@@ -296,6 +310,16 @@ fn take_type_meta(object: &mut Value, expect: &GroupVersionKind) -> Result<Group
     Ok(GroupVersionKind::from_type_meta(&api_version, &kind))
 }
 
+/// An empty list of managed fields resets them, as a list of one empty entry does. Normalizing would drop it, as Go's
+/// encoder does, so it becomes the other.
+pub(crate) fn keep_reset(object: &mut Value) {
+    if let Some(entries) = object.pointer_mut("/metadata/managedFields")
+        && entries.as_array().is_some_and(Vec::is_empty)
+    {
+        *entries = Value::Array(vec![Value::Object(serde_json::Map::new())]);
+    }
+}
+
 /// Refuses trees that no client could read back.
 pub(crate) fn check_depth(object: &Value) -> Result<(), CodecError> {
     if deeper_than(object, MAX_DEPTH) { Err(CodecError::Depth) } else { Ok(()) }
@@ -329,6 +353,7 @@ fn normalize(
 ) -> Result<Vec<String>, CodecError> {
     // A patch, or JSON inside of protobuf, can be nested deeper than the JSON parser would have taken it.
     check_depth(object)?;
+    keep_reset(object);
     let report = schema.normalize(node, object)?;
     if validation == FieldValidation::Ignore {
         return Ok(Vec::new());
@@ -399,6 +424,24 @@ mod tests {
             bomb.push_str(&format!("a{level}: &a{level} [{copies}]\n"));
         }
         assert!(parse(MediaType::Yaml, bomb.as_bytes()).is_err());
+    }
+
+    #[test]
+    fn configurations_tell_of_duplicates() {
+        let (tree, complaint) = parse_configuration(b"a: 1\nb:\n  c: 1\n  c: 2\n").unwrap();
+        assert_eq!(tree, serde_json::json!({"a": 1, "b": {"c": 2}}));
+        assert_eq!(
+            complaint.unwrap(),
+            "error converting YAML to JSON: yaml: unmarshal errors:\n  line 4: key \"c\" already set in map"
+        );
+        assert_eq!(parse_configuration(br#"{"a": [1]}"#).unwrap().1, None);
+    }
+
+    #[test]
+    fn empty_managed_fields_are_a_reset() {
+        let mut pod = serde_json::json!({"metadata": {"managedFields": []}});
+        normalize_object(&self::pod(), &mut pod, FieldValidation::Strict).unwrap();
+        assert_eq!(pod["metadata"]["managedFields"], serde_json::json!([{}]));
     }
 
     #[test]

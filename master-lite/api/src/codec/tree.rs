@@ -41,6 +41,22 @@ pub fn to_yaml(value: &Value) -> Result<Vec<u8>, String> {
     serde_saphyr::to_string(value).map(String::into_bytes).map_err(|error| error.to_string())
 }
 
+/// What upstream's strict YAML parser says of the first duplicate key in a document; `None` if there is none.
+pub fn yaml_duplicates(body: &[u8]) -> Option<String> {
+    let options = serde_saphyr::options! {
+        budget: serde_saphyr::budget! { max_depth: MAX_YAML_DEPTH, max_documents: 1 },
+        duplicate_keys: serde_saphyr::DuplicateKeyPolicy::Error,
+        with_snippet: false,
+    };
+    let error = serde_saphyr::from_slice_with_options::<Raw>(body, options).err()?;
+    let serde_saphyr::Error::DuplicateMappingKey { key, location } = error else { return None };
+    let key = key.unwrap_or_default();
+    let line = location.line();
+    Some(format!(
+        "error converting YAML to JSON: yaml: unmarshal errors:\n  line {line}: key {key:?} already set in map"
+    ))
+}
+
 fn finish(raw: Raw) -> (Value, Vec<String>) {
     let mut duplicates = Vec::new();
     let value = convert(raw, &mut duplicates);

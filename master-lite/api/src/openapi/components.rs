@@ -179,16 +179,12 @@ impl<'s> Components<'s> {
             // Siblings of a $ref are ignored by OpenAPI 3.0, hence the detour.
             out.insert("allOf".to_owned(), json!([{ "$ref": reference }]));
         }
-        let default = match field.default() {
-            Some(default) => Some(default.clone()),
-            None if field.pointer => None,
-            None => self.zero_default(field.node, field.omitempty),
-        };
-        if let Some(default) = default {
+        if let Some(default) = self.schema.stated_default(field) {
             out.insert("default".to_owned(), default);
         }
-        if field.atomic {
-            out.insert("x-kubernetes-map-type".to_owned(), "atomic".into());
+        if let Some(atomic) = field.atomic {
+            let kind = if atomic { "atomic" } else { "granular" };
+            out.insert("x-kubernetes-map-type".to_owned(), kind.into());
         }
         if let Some(extra) = &field.extra {
             if let Some(key) = &extra.merge_key {
@@ -202,16 +198,6 @@ impl<'s> Components<'s> {
             }
         }
         out
-    }
-
-    /// The zero value that upstream's generator states as default for what is no pointer.
-    fn zero_default(&self, node: NodeId, omitempty: bool) -> Option<Value> {
-        match self.schema.node(node) {
-            Node::Struct(_) => Some(json!({})),
-            Node::Scalar(Scalar::Bytes) => None,
-            Node::Scalar(_) | Node::Enum(_) if !omitempty => Some(self.schema.zero(node)),
-            _ => None,
-        }
     }
 
     /// The schema at a place of use.
@@ -243,7 +229,7 @@ impl<'s> Components<'s> {
 
     fn element(&mut self, node: NodeId) -> Value {
         let schema = self.inline(node);
-        match (self.zero_default(node, false), schema) {
+        match (self.schema.zero_default(node, false), schema) {
             (Some(default), Value::Object(mut schema)) => {
                 if let Some(reference) = schema.remove("$ref") {
                     schema.insert("allOf".to_owned(), json!([{ "$ref": reference }]));

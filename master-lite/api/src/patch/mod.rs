@@ -41,7 +41,7 @@ impl PatchError {
 }
 
 /// Prints a value as Go's `%v` does, which is what upstream's messages hold.
-fn go_value(value: &Value) -> String {
+pub(crate) fn go_value(value: &Value) -> String {
     match value {
         Value::Null => "<nil>".to_owned(),
         Value::String(text) => text.clone(),

@@ -7,6 +7,7 @@ mod builtin;
 pub mod columns;
 pub mod flow_control;
 pub mod metadata;
+mod reset;
 mod row;
 pub mod selector;
 pub mod strategies;
@@ -15,6 +16,7 @@ mod table;
 mod validation;
 
 pub use columns::{Cell, Column, Printer};
+pub use reset::reset_filter;
 pub use row::{Converter, Resource, ScalePaths, SelectableField, Subresource};
 pub use strategy::{Deletion, DeletionRequest, Strategy, StrategyContext};
 pub use table::ResourceTable;

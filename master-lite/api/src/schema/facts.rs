@@ -182,7 +182,7 @@ impl Loader<'static> {
             omitzero: false,
             required: false,
             inline: name == "-",
-            atomic: false,
+            atomic: None,
             extra: None,
         };
         let mut list = ListKind::Unset;
@@ -196,7 +196,8 @@ impl Loader<'static> {
                 Some(("list", "set")) => list = ListKind::Set,
                 Some(("list", "atomic")) => list = ListKind::Atomic,
                 Some(("keys", names)) => keys = names,
-                Some(("map", kind)) => field.atomic = kind == "atomic",
+                Some(("map", "atomic")) => field.atomic = Some(true),
+                Some(("map", "granular")) => field.atomic = Some(false),
                 Some(("mergekey", key)) => extra(&mut field).merge_key = Some(Cow::Borrowed(key)),
                 Some(("patch", strategies)) => {
                     let extra = extra(&mut field);
@@ -218,7 +219,7 @@ impl Loader<'static> {
         }
         let (pointer, expr) = expr.strip_prefix('*').map_or((false, expr), |expr| (true, expr));
         field.pointer = pointer;
-        field.node = self.resolve(expr, list, keys, field.atomic)?;
+        field.node = self.resolve(expr, list, keys, field.atomic == Some(true))?;
         Ok(field)
     }
 

@@ -21,6 +21,13 @@ pub type Name = Cow<'static, str>;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct NodeId(u32);
 
+impl NodeId {
+    /// Position in the arena.
+    pub fn index(self) -> u32 {
+        self.0
+    }
+}
+
 /// One type.
 #[derive(Debug)]
 pub enum Node {
@@ -162,8 +169,9 @@ pub struct Field {
     pub required: bool,
     /// All fields of the type belong to the enclosing object in JSON.
     pub inline: bool,
-    /// The struct or map at this place is replaced as a whole.
-    pub atomic: bool,
+    /// `x-kubernetes-map-type` of the struct or map at this place, whatever its type says: true for atomic
+    /// (replaced as a whole), false for granular.
+    pub atomic: Option<bool>,
     /// What few fields carry.
     pub extra: Option<Box<Extra>>,
 }
@@ -235,6 +243,11 @@ impl Schema {
     /// The text that [`Schema::builtin`] is made of, for hashing.
     pub(crate) fn builtin_facts() -> &'static str {
         FACTS
+    }
+
+    /// All nodes, in the order of their indexes.
+    pub fn node_ids(&self) -> impl Iterator<Item = NodeId> + use<> {
+        (0..self.nodes.len()).map_while(|index| u32::try_from(index).ok()).map(NodeId)
     }
 
     /// A node by its index.
@@ -310,6 +323,26 @@ impl Schema {
                 Some(inner) if field.inline => self.collect_fields(inner, into),
                 _ => into.push(field),
             }
+        }
+    }
+
+    /// The default that upstream's OpenAPI documents state for a field: its own, or the zero value of what is no
+    /// pointer and always written.
+    pub fn stated_default(&self, field: &Field) -> Option<Value> {
+        match field.default() {
+            Some(default) => Some(default.clone()),
+            None if field.pointer => None,
+            None => self.zero_default(field.node, field.omitempty),
+        }
+    }
+
+    /// The zero value that upstream's generator states as default for what is no pointer.
+    pub fn zero_default(&self, node: NodeId, omitempty: bool) -> Option<Value> {
+        match self.node(node) {
+            Node::Struct(_) => Some(Value::Object(serde_json::Map::new())),
+            Node::Scalar(Scalar::Bytes) => None,
+            Node::Scalar(_) | Node::Enum(_) if !omitempty => Some(self.zero(node)),
+            _ => None,
         }
     }
 
