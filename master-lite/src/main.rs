@@ -71,7 +71,7 @@ async fn run(flags: Flags, listeners: Vec<std::net::TcpListener>) -> anyhow::Res
     write_kubeconfigs(&flags, &pki, &server).await?;
     let clients = {
         let server = server.clone();
-        ClientFactory::new(move |user| server.client_for(user_info(user)))
+        ClientFactory::new(move |user| server.client_for(user_info(user), "kube-controller-manager"))
     };
     let controllers = tokio::spawn(keelson_controllers::run(
         clients,
@@ -88,7 +88,7 @@ async fn run(flags: Flags, listeners: Vec<std::net::TcpListener>) -> anyhow::Res
         shutdown.clone(),
     ));
     let scheduler = tokio::spawn(keelson_scheduler::run(
-        server.client_for(user_info("system:kube-scheduler")),
+        server.client_for(user_info("system:kube-scheduler"), "kube-scheduler"),
         SchedulerConfig::default(),
         shutdown.clone(),
     ));

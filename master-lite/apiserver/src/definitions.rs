@@ -18,8 +18,7 @@ use crate::extension::UserInfo;
 use crate::filter::Filter;
 use crate::options::{DeleteOptions, WriteOptions};
 use crate::status::{Result, StatusError};
-use crate::wire::FieldValidation;
-use crate::write::{Write, now};
+use crate::write::{Ownership, SERVER, Write, now};
 use crate::{keys, stored};
 
 /// Time until what could not be finished is tried again: objects that wait for finalizers, a write that failed.
@@ -173,10 +172,6 @@ async fn serve(core: &Core, all: &BTreeMap<String, Value>) -> Result<()> {
     Ok(())
 }
 
-fn options() -> WriteOptions {
-    WriteOptions { dry_run: false, validation: FieldValidation::Ignore }
-}
-
 /// Writes a definition whole (`subresource` empty) or its status; a definition that changed meanwhile is looked at
 /// again because of that change.
 async fn write(core: &Core, name: &str, subresource: &str, new: &Value) -> Result<()> {
@@ -189,10 +184,11 @@ async fn write(core: &Core, name: &str, subresource: &str, new: &Value) -> Resul
         namespace: "",
         subresource,
         user: UserInfo::apiserver(),
-        options: options(),
+        manager: SERVER.to_owned(),
+        options: WriteOptions::own(),
     };
     let make = |_: &Value| Ok((new.clone(), Vec::new()));
-    match write.update(name, &make).await {
+    match write.update(name, Ownership::Compare, &make).await {
         Err(error) if matches!(error.code, 404 | 409) => Ok(()),
         other => other.map(|_| ()),
     }

@@ -24,6 +24,7 @@ pub mod kubelet_proxy;
 pub mod metrics;
 pub mod negotiate;
 pub mod options;
+mod owners;
 pub mod pki;
 pub mod present;
 pub mod request_info;

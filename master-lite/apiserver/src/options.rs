@@ -1,5 +1,7 @@
 //! Query parameters and `DeleteOptions`.
 
+use keelson_api::field::FieldError;
+use keelson_api::meta::GroupVersionKind;
 use serde_json::Value;
 
 use crate::status::{Result, StatusError};
@@ -13,6 +15,11 @@ impl Query {
     /// First value of a key.
     pub fn get(&self, key: &str) -> Option<&str> {
         self.0.iter().find(|(k, _)| k == key).map(|(_, v)| v.as_str())
+    }
+
+    /// All values of a key.
+    pub fn all<'q>(&'q self, key: &'q str) -> impl Iterator<Item = &'q str> {
+        self.0.iter().filter(move |(k, _)| k == key).map(|(_, v)| v.as_str())
     }
 
     /// A boolean as Go reads it; absent is false.
@@ -43,6 +50,36 @@ impl Query {
     }
 }
 
+/// Which of the options types of meta/v1 a request's query is read as.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OptionsKind {
+    /// `CreateOptions`.
+    Create,
+    /// `UpdateOptions`.
+    Update,
+    /// `PatchOptions` of a patch that changes what is there.
+    Patch,
+    /// `PatchOptions` of server-side apply.
+    Apply,
+    /// `DeleteOptions`.
+    Delete,
+}
+
+impl OptionsKind {
+    fn gvk(self) -> GroupVersionKind {
+        let kind = match self {
+            Self::Create => "CreateOptions",
+            Self::Update => "UpdateOptions",
+            Self::Patch | Self::Apply => "PatchOptions",
+            Self::Delete => "DeleteOptions",
+        };
+        GroupVersionKind::new("meta.k8s.io", "v1", kind)
+    }
+}
+
+/// Longest name of a manager, in bytes.
+const MANAGER_MAX_LENGTH: usize = 128;
+
 /// Options that all writes share.
 #[derive(Debug, Clone)]
 pub struct WriteOptions {
@@ -50,32 +87,86 @@ pub struct WriteOptions {
     pub dry_run: bool,
     /// Unknown fields.
     pub validation: FieldValidation,
+    /// `fieldManager` as sent; may be empty.
+    pub manager: String,
+    /// Server-side apply takes what others own.
+    pub force: bool,
 }
 
 impl WriteOptions {
-    /// From the query.
-    pub fn parse(query: &Query) -> Result<Self> {
-        let dry_run = match query.get("dryRun") {
-            None | Some("") => false,
-            Some("All") => true,
-            Some(other) => {
-                return Err(StatusError::new(
-                    422,
-                    "Invalid",
-                    format!("dryRun: Unsupported value: {other:?}: supported values: \"All\""),
-                ));
-            }
-        };
-        let validation = FieldValidation::from_query(query.get("fieldValidation").unwrap_or_default())
-            .ok_or_else(|| {
-                StatusError::new(
-                    422,
-                    "Invalid",
-                    "fieldValidation: Unsupported value: supported values: \"Ignore\", \"Strict\", \"Warn\"",
-                )
-            })?;
-        Ok(Self { dry_run, validation })
+    /// Of the server's own writes.
+    pub fn own() -> Self {
+        Self { dry_run: false, validation: FieldValidation::Ignore, manager: String::new(), force: false }
     }
+
+    /// From the query.
+    pub fn parse(query: &Query, kind: OptionsKind) -> Result<Self> {
+        let mut errors = Vec::new();
+        let manager = query.get("fieldManager").unwrap_or_default();
+        let force = query.get("force");
+        match kind {
+            OptionsKind::Apply if manager.is_empty() => {
+                errors.push(FieldError::required("fieldManager", "is required for apply patch"));
+            }
+            OptionsKind::Patch if force.is_some() => {
+                errors.push(FieldError::forbidden("force", "may not be specified for non-apply patch"));
+            }
+            _ => {}
+        }
+        if manager.len() > MANAGER_MAX_LENGTH {
+            errors.push(FieldError::too_long("fieldManager", MANAGER_MAX_LENGTH));
+        }
+        errors.extend(manager.char_indices().filter(|(_, c)| !is_print(*c)).map(|(at, c)| {
+            let why = format!("invalid character U+{:04X} (at position {at})", u32::from(c));
+            FieldError::invalid("fieldManager", &manager.into(), why)
+        }));
+        let dry_run: Vec<&str> = query.all("dryRun").filter(|value| !value.is_empty()).collect();
+        if dry_run.iter().any(|value| *value != "All") {
+            errors.push(FieldError::not_supported("dryRun", &dry_run.clone().into(), &["All"]));
+        }
+        let directive = query.get("fieldValidation").unwrap_or_default();
+        let validation = FieldValidation::from_query(directive);
+        if validation.is_none() {
+            let known = ["", "Ignore", "Strict", "Warn"];
+            errors.push(FieldError::not_supported("fieldValidation", &directive.into(), &known));
+        }
+        if !errors.is_empty() {
+            return Err(StatusError::invalid(&kind.gvk(), "", &errors));
+        }
+        Ok(Self {
+            dry_run: !dry_run.is_empty(),
+            validation: validation.unwrap_or_default(),
+            manager: manager.to_owned(),
+            // Whatever is not false is true, as upstream reads flags of a query.
+            force: force.is_some_and(|flag| !matches!(flag.to_ascii_lowercase().as_str(), "false" | "0")),
+        })
+    }
+
+    /// Who owns what the request changes: the manager that it names, or the program that sent it.
+    pub fn manager_or_agent(&self, user_agent: &str) -> String {
+        if self.manager.is_empty() { manager_of_agent(user_agent) } else { self.manager.clone() }
+    }
+}
+
+/// The first part of a `User-Agent`, cut to what a manager's name may be.
+fn manager_of_agent(user_agent: &str) -> String {
+    let mut out = String::new();
+    for c in user_agent.split('/').next().unwrap_or_default().chars().filter(|c| is_print(*c)) {
+        if out.len() + c.len_utf8() > MANAGER_MAX_LENGTH {
+            break;
+        }
+        out.push(c);
+    }
+    out
+}
+
+/// Go's `unicode.IsPrint`, near enough: no controls, no spaces but the one, nothing invisible.
+fn is_print(c: char) -> bool {
+    let invisible = matches!(c,
+        '\u{ad}' | '\u{600}'..='\u{605}' | '\u{61c}' | '\u{6dd}' | '\u{70f}' | '\u{180e}' | '\u{200b}'..='\u{200f}'
+        | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{e000}'..='\u{f8ff}' | '\u{feff}'
+        | '\u{fff9}'..='\u{fffb}' | '\u{fffe}' | '\u{ffff}' | '\u{e0001}'..='\u{e007f}' | '\u{f0000}'..);
+    c == ' ' || !(c.is_control() || c.is_whitespace() || invisible)
 }
 
 /// What happens to dependents.
@@ -107,7 +198,8 @@ pub struct DeleteOptions {
 impl DeleteOptions {
     /// From the body if there is one, else from the query, as upstream does.
     pub fn parse(query: &Query, body: Option<&Value>) -> Result<Self> {
-        let mut options = Self { dry_run: WriteOptions::parse(query)?.dry_run, ..Self::default() };
+        let mut options =
+            Self { dry_run: WriteOptions::parse(query, OptionsKind::Delete)?.dry_run, ..Self::default() };
         let (policy, orphan);
         match body {
             Some(body) => {
@@ -149,5 +241,65 @@ impl DeleteOptions {
             }
         };
         Ok(options)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(query: &[(&str, &str)], kind: OptionsKind) -> Result<WriteOptions> {
+        let query = query.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
+        WriteOptions::parse(&Query(query), kind)
+    }
+
+    #[test]
+    fn options_are_checked_as_upstream() {
+        let check = |query: &[(&str, &str)], kind: OptionsKind, message: &str| {
+            let error = parse(query, kind).unwrap_err();
+            assert_eq!((error.code, error.message.as_str()), (422, message));
+        };
+        check(
+            &[],
+            OptionsKind::Apply,
+            "PatchOptions.meta.k8s.io \"\" is invalid: fieldManager: Required value: is required for apply patch",
+        );
+        check(
+            &[("force", "true")],
+            OptionsKind::Patch,
+            "PatchOptions.meta.k8s.io \"\" is invalid: force: Forbidden: may not be specified for non-apply patch",
+        );
+        check(
+            &[("dryRun", "x"), ("fieldValidation", "y")],
+            OptionsKind::Create,
+            "CreateOptions.meta.k8s.io \"\" is invalid: [dryRun: Unsupported value: [\"x\"]: supported values: \"All\", fieldValidation: Unsupported value: \"y\": supported values: \"\", \"Ignore\", \"Strict\", \"Warn\"]",
+        );
+        check(
+            &[("fieldManager", "a\u{7}")],
+            OptionsKind::Update,
+            "UpdateOptions.meta.k8s.io \"\" is invalid: fieldManager: Invalid value: \"a\\u{7}\": invalid character U+0007 (at position 1)",
+        );
+        assert!(parse(&[("fieldManager", &"x".repeat(129))], OptionsKind::Create).is_err());
+        let options = parse(&[("fieldManager", "m"), ("force", ""), ("dryRun", "All")], OptionsKind::Apply);
+        let options = options.unwrap();
+        assert!(options.force && options.dry_run);
+        assert!(!parse(&[("fieldManager", "m"), ("force", "False")], OptionsKind::Apply).unwrap().force);
+    }
+
+    #[test]
+    fn programs_are_managers() {
+        let nobody = parse(&[], OptionsKind::Create).unwrap();
+        for (agent, manager) in [
+            ("kubectl/v1.36.0 (linux/amd64) kubernetes/abc", "kubectl"),
+            ("", ""),
+            ("a\u{200b}b", "ab"),
+            (&"é".repeat(100), &"é".repeat(64)),
+        ] {
+            assert_eq!(nobody.manager_or_agent(agent), manager);
+        }
+        assert_eq!(
+            parse(&[("fieldManager", "m")], OptionsKind::Create).unwrap().manager_or_agent("k/1"),
+            "m"
+        );
     }
 }

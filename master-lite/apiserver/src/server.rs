@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use http::{Request, Response};
+use http::{HeaderValue, Request, Response, header};
 use http_body_util::BodyExt as _;
 use keelson_api::meta::GroupResource;
 use keelson_api::resources::ResourceTable;
@@ -175,14 +175,18 @@ impl Server {
         handlers::handle(self.core.clone(), request).await
     }
 
-    /// A client in this process that acts as `user`, without a socket. Authorization and admission apply.
-    pub fn client_for(&self, user: UserInfo) -> kube::Client {
+    /// A client in this process that acts as `user`, without a socket. Authorization and admission apply. `program`
+    /// is the first part of its `User-Agent`, and so the owner of fields that it writes.
+    pub fn client_for(&self, user: UserInfo, program: &'static str) -> kube::Client {
+        let agent = HeaderValue::from_static(program);
         let core = self.core.clone();
         let service = tower::service_fn(move |request: Request<kube::client::Body>| {
             let core = core.clone();
             let user = user.clone();
+            let agent = agent.clone();
             async move {
                 let mut request = request.map(|body| body.map_err(BoxError::from).boxed_unsync());
+                request.headers_mut().entry(header::USER_AGENT).or_insert(agent);
                 request.extensions_mut().insert(InProcessUser(user));
                 Ok::<_, BoxError>(handlers::handle(core, request).await)
             }
@@ -192,7 +196,7 @@ impl Server {
 
     /// A client in this process in `system:masters`.
     pub fn admin_client(&self) -> kube::Client {
-        self.client_for(UserInfo::apiserver())
+        self.client_for(UserInfo::apiserver(), crate::write::SERVER)
     }
 
     /// Serves the network until `shutdown`, then lets running requests end.

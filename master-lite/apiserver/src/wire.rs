@@ -8,12 +8,13 @@ use serde_json::Value;
 
 pub use keelson_api::codec::FieldValidation;
 
+use crate::options::OptionsKind;
 use crate::status::{Result, StatusError};
 
 /// Media types of bodies, for 415 messages.
 const READ: &[&str] = &["application/json", "application/yaml", "application/vnd.kubernetes.protobuf"];
 
-/// How a patch is written.
+/// How a patch changes what is there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PatchType {
     /// RFC 6902.
@@ -24,18 +25,37 @@ pub enum PatchType {
     Strategic,
 }
 
-impl PatchType {
-    /// By `Content-Type`; server-side apply is refused until there are managed fields.
+/// What a PATCH asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PatchKind {
+    /// A change of what is there.
+    Change(PatchType),
+    /// Server-side apply.
+    Apply,
+}
+
+impl PatchKind {
+    /// By `Content-Type`.
     pub fn from_content_type(header: &str) -> Result<Self> {
         match header.split(';').next().unwrap_or_default().trim() {
-            "application/json-patch+json" => Ok(Self::Json),
-            "application/merge-patch+json" => Ok(Self::Merge),
-            "application/strategic-merge-patch+json" => Ok(Self::Strategic),
+            "application/json-patch+json" => Ok(Self::Change(PatchType::Json)),
+            "application/merge-patch+json" => Ok(Self::Change(PatchType::Merge)),
+            "application/strategic-merge-patch+json" => Ok(Self::Change(PatchType::Strategic)),
+            "application/apply-patch+yaml" => Ok(Self::Apply),
             _ => Err(StatusError::unsupported_media_type(&[
                 "application/json-patch+json",
                 "application/merge-patch+json",
                 "application/strategic-merge-patch+json",
+                "application/apply-patch+yaml",
             ])),
+        }
+    }
+
+    /// The options that go with it.
+    pub fn options(self) -> OptionsKind {
+        match self {
+            Self::Change(_) => OptionsKind::Patch,
+            Self::Apply => OptionsKind::Apply,
         }
     }
 }
@@ -113,6 +133,43 @@ pub fn decode_delete_options(content_type: &str, body: &[u8]) -> Result<Value> {
 pub fn parse_patch(body: &[u8]) -> Result<Value> {
     serde_json::from_slice(body)
         .map_err(|error| StatusError::bad_request(format!("error decoding patch: {error}")))
+}
+
+/// Reads a configuration to be applied, which is YAML or JSON. Also returns what upstream's strict parser says of
+/// duplicate keys.
+pub fn parse_configuration(body: &[u8]) -> Result<(Value, Option<String>)> {
+    let refuse = |why: String| StatusError::bad_request(format!("error decoding YAML: {why}"));
+    let (mut config, duplicates) =
+        codec::parse_configuration(body).map_err(|error| refuse(error.to_string()))?;
+    let what = match &config {
+        Value::Object(_) => None,
+        Value::Null => {
+            config = Value::Object(serde_json::Map::new());
+            None
+        }
+        Value::Array(_) => Some("array"),
+        Value::String(_) => Some("string"),
+        Value::Bool(_) => Some("bool"),
+        Value::Number(_) => Some("number"),
+    };
+    if let Some(what) = what {
+        return Err(refuse(format!(
+            "error unmarshaling JSON: while decoding JSON: json: cannot unmarshal {what} into Go value of type map[string]interface {{}}"
+        )));
+    }
+    keelson_api::smd::whole_numbers(&mut config);
+    Ok((config, duplicates))
+}
+
+/// What comes of duplicate keys in a configuration: warnings, or a refusal.
+pub fn check_duplicates(duplicates: Option<&str>, validation: FieldValidation) -> Result<Vec<String>> {
+    match (duplicates, validation) {
+        (None, _) | (_, FieldValidation::Ignore) => Ok(Vec::new()),
+        (Some(duplicates), FieldValidation::Warn) => Ok(vec![duplicates.to_owned()]),
+        (Some(duplicates), FieldValidation::Strict) => {
+            Err(StatusError::bad_request(format!("error strict decoding YAML: {duplicates}")))
+        }
+    }
 }
 
 /// Checks and prunes an object that a patch has made.

@@ -7,26 +7,33 @@
 //! 5. **mutate**: admission that changes;
 //! 6. **prepare** what the server decides (status, generation, uid ...), then **validate**, then admission that
 //!    only refuses;
-//! 7. **managed fields**;
-//! 8. **allocate** addresses and ports, **encode**, **commit** in one transaction that compares the revision.
+//! 7. **allocate** addresses and ports, **encode**, **commit** in one transaction that compares the revision.
+//!
+//! Between 4 and 5 stand the **managed fields**: what a client sent has an owner, what the server adds later has none.
+//! Server-side apply has found the owners in stage 2 already.
 //!
 //! An update that loses the race for the revision starts again at stage 2.
 
 use std::sync::Arc;
 
+use keelson_api::managed_fields::keep_times;
 use keelson_api::meta::GroupVersionKind;
 use keelson_api::resources::{Resource, StrategyContext, metadata};
 use keelson_store::{KeyValue, Txn};
 use serde_json::{Value, json};
 
+use crate::authz::forbidden;
 use crate::core::Core;
-use crate::extension::{Attributes, Operation, UserInfo};
+use crate::extension::{Attributes, AuthorizerAttributes, Decision, Operation, UserInfo};
 use crate::keys;
 use crate::options::WriteOptions;
+use crate::owners::Owners;
 use crate::status::{Result, StatusError};
 use crate::stored::{self, metadata_mut};
-use crate::wire;
+use crate::wire::{self, FieldValidation};
 
+/// Who owns what the server itself writes like a client of its own.
+pub const SERVER: &str = "kube-apiserver";
 /// How often a write that loses the race starts again.
 const RETRIES: usize = 16;
 /// Characters of generated names: no vowels and nothing that looks like another (upstream's `rand.String`).
@@ -48,8 +55,29 @@ pub struct Write<'a> {
     pub subresource: &'a str,
     /// Who writes.
     pub user: UserInfo,
+    /// Who comes to own what this write changes.
+    pub manager: String,
     /// Dry run, field validation.
     pub options: WriteOptions,
+}
+
+/// A configuration to be applied.
+pub struct Configuration {
+    /// As the client sent it, but for numbers without a fraction, which are integers.
+    pub object: Value,
+    /// Take what others own.
+    pub force: bool,
+    /// Duplicate keys, as upstream words them: an error under strict validation, a warning by default.
+    pub duplicates: Option<String>,
+}
+
+/// How a write finds the owners of fields.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ownership {
+    /// What differs from the current object has a new owner.
+    Compare,
+    /// The new object carries the owners: it was applied, or the server itself made it.
+    Given,
 }
 
 /// A write that was done (or would have been).
@@ -92,6 +120,29 @@ impl Write<'_> {
 
     fn to_view(&self, object: Value) -> Value {
         self.core.presenter(self.row, self.version).convert(object)
+    }
+
+    fn owners(&self) -> Owners<'_> {
+        Owners::new(self.core.table(), self.row, self.version, self.subresource, now())
+    }
+
+    /// Managed fields of what a client sent. Objects are in storage form; owners speak of the request's version.
+    fn manage(&self, live: Option<&Value>, new: &mut Value) {
+        let owners = self.owners();
+        if self.row.converter.is_none() && self.version == self.row.storage_version {
+            owners.update(live, new, &self.manager);
+            return;
+        }
+        let live = live.map(|live| self.to_view(live.clone()));
+        let mut view = self.to_view(new.clone());
+        owners.update(live.as_ref(), &mut view, &self.manager);
+        if let Some(metadata) = metadata_mut(new) {
+            // No conversion touches metadata.
+            match view["metadata"].get_mut("managedFields") {
+                Some(entries) => metadata.insert("managedFields".to_owned(), entries.take()),
+                None => metadata.remove("managedFields"),
+            };
+        }
     }
 
     fn strategy_context(&self) -> StrategyContext {
@@ -151,10 +202,19 @@ impl Write<'_> {
     }
 
     /// POST of an object that was decoded and pruned.
-    pub async fn create(&self, object: Value, mut warnings: Vec<String>) -> Result<Written> {
+    pub async fn create(
+        &self,
+        object: Value,
+        ownership: Ownership,
+        mut warnings: Vec<String>,
+    ) -> Result<Written> {
         let gvk = self.gvk();
         let resource = self.row.group_resource();
         let mut object = self.default(object);
+        wipe_system_fields(&mut object);
+        if ownership == Ownership::Compare {
+            self.manage(None, &mut object);
+        }
         let generated = fill_identity(&mut object, self.row.namespaced, self.namespace)?;
         self.row.strategy.default(&mut object);
         let name = object["metadata"]["name"].as_str().unwrap_or_default().to_owned();
@@ -179,7 +239,6 @@ impl Write<'_> {
         }
         self.admit(&mut attributes, &object).await?;
         warnings.extend(self.row.strategy.warnings(&object, None));
-        manage_fields(&mut object);
 
         let reservation = self.core.allocators().assign(&self.row.storage, &mut object, None)?;
         let bytes = stored::encode(&object).map_err(StatusError::internal)?;
@@ -211,22 +270,123 @@ impl Write<'_> {
     }
 
     /// PUT or PATCH of the object or a subresource.
-    pub async fn update(&self, name: &str, make: Make<'_>) -> Result<Written> {
+    pub async fn update(&self, name: &str, ownership: Ownership, make: Make<'_>) -> Result<Written> {
         let key = self.key(name);
         for _ in 0..RETRIES {
             let current = self.core.store().get(&key, None).await.map_err(crate::cache::store_error)?;
             let Some(current) = current else {
                 return Err(StatusError::not_found(&self.row.group_resource(), name));
             };
-            if let Some(written) = self.update_once(name, &current, make).await? {
+            if let Some(written) = self.update_once(name, &current, ownership, make).await? {
                 return Ok(written);
             }
         }
         Err(StatusError::modified(&self.row.group_resource(), name))
     }
 
+    /// Server-side apply to the object or a subresource. An object that is not there is made.
+    pub async fn apply(&self, name: &str, config: &Configuration) -> Result<Written> {
+        let key = self.key(name);
+        let make = |current: &Value| self.applied(Some(current), config);
+        for _ in 0..RETRIES {
+            let current = self.core.store().get(&key, None).await.map_err(crate::cache::store_error)?;
+            let Some(current) = current else {
+                if !self.subresource.is_empty() {
+                    return Err(StatusError::not_found(&self.row.group_resource(), name));
+                }
+                match self.create_applied(name, config).await {
+                    // Another write came first.
+                    Err(error) if error.reason == "AlreadyExists" => continue,
+                    other => return other,
+                }
+            };
+            if let Some(written) = self.update_once(name, &current, Ownership::Given, &make).await? {
+                return Ok(written);
+            }
+        }
+        Err(StatusError::modified(&self.row.group_resource(), name))
+    }
+
+    /// A configuration merged into the current object (in the request's version), decoded and pruned.
+    fn applied(&self, current: Option<&Value>, config: &Configuration) -> Result<(Value, Vec<String>)> {
+        let gvk = self.gvk();
+        let mut object = self.owners().apply(current, &config.object, &self.manager, config.force)?;
+        let warnings = wire::check_duplicates(config.duplicates.as_deref(), self.options.validation)?;
+        // What the schema does not know, merging has refused.
+        wire::normalize_object(self.row, self.version, &mut object, FieldValidation::Ignore).map_err(
+            |error| {
+                let text =
+                    |field: &str| config.object["metadata"][field].as_str().unwrap_or_default().to_owned();
+                let place = format!("({}/{}; {gvk})", text("namespace"), text("name"));
+                let version = gvk.api_version();
+                let message = error.message;
+                StatusError::new(
+                    500,
+                    "",
+                    format!("failed to convert new object {place} to proper version ({version}): {message}"),
+                )
+            },
+        )?;
+        Ok((object, warnings))
+    }
+
+    async fn create_applied(&self, name: &str, config: &Configuration) -> Result<Written> {
+        let (mut object, warnings) = self.applied(None, config)?;
+        let meta = &object["metadata"];
+        if let Some(uid) = meta["uid"].as_str().filter(|uid| !uid.is_empty()) {
+            let why = format!(
+                "uid mismatch: the provided object specified uid {uid}, and no existing object was found"
+            );
+            return Err(StatusError::conflict(&self.row.group_resource(), name, why));
+        }
+        match meta["name"].as_str().unwrap_or_default() {
+            "" => {
+                return Err(StatusError::bad_request(format!(
+                    "the name of the object ({name} based on URL) was undeterminable: name must be provided"
+                )));
+            }
+            given if given != name => {
+                return Err(StatusError::bad_request(format!(
+                    "the name of the object ({given}) does not match the name on the URL ({name})"
+                )));
+            }
+            _ => {}
+        }
+        if let Some(meta) = metadata_mut(&mut object) {
+            meta.remove("resourceVersion");
+        }
+        self.authorize_create(name).await?;
+        self.create(object, Ownership::Given, warnings).await
+    }
+
+    /// A write that may make what is not there needs the right to.
+    pub async fn authorize_create(&self, name: &str) -> Result<()> {
+        let attributes = AuthorizerAttributes {
+            user: self.user.clone(),
+            verb: "create".to_owned(),
+            group: self.row.group.clone(),
+            version: self.version.to_owned(),
+            resource: self.row.plural.clone(),
+            subresource: self.subresource.to_owned(),
+            namespace: self.namespace.to_owned(),
+            name: name.to_owned(),
+            resource_request: true,
+            ..AuthorizerAttributes::default()
+        };
+        match self.core.extensions().authorizer.authorize(&attributes).await {
+            Decision::Allow => Ok(()),
+            Decision::Deny(why) | Decision::NoOpinion(why) => Err(forbidden(&attributes, &why)),
+        }
+    }
+
     /// One try of an update; `None` if another write came first.
-    async fn update_once(&self, name: &str, current: &KeyValue, make: Make<'_>) -> Result<Option<Written>> {
+    async fn update_once(
+        &self,
+        name: &str,
+        current: &KeyValue,
+        ownership: Ownership,
+        make: Make<'_>,
+    ) -> Result<Option<Written>> {
         let gvk = self.gvk();
         let resource = self.row.group_resource();
         let mut old = stored::decode(&current.value, current.mod_revision).map_err(StatusError::internal)?;
@@ -262,6 +422,9 @@ impl Write<'_> {
                 format!("Precondition failed: UID in precondition: {uid}, UID in object meta: {have}"),
             ));
         }
+        if ownership == Ownership::Compare {
+            self.manage(Some(&old), &mut new);
+        }
         carry_over(&mut new, &old, self.row, self.subresource);
 
         let mut attributes = self.attributes(Operation::Update, name);
@@ -274,6 +437,7 @@ impl Write<'_> {
             let generation = old["metadata"]["generation"].as_i64().unwrap_or(0) + 1;
             new["metadata"]["generation"] = generation.into();
         }
+        keep_times(&mut new, &old);
         let mut errors = metadata::validate_update(&new, &old);
         if new["metadata"] != old["metadata"] {
             errors.extend(metadata::validate(&new, self.row.namespaced, |_| Ok(())));
@@ -284,7 +448,6 @@ impl Write<'_> {
         }
         self.admit(&mut attributes, &new).await?;
         warnings.extend(self.row.strategy.warnings(&new, Some(&old)));
-        manage_fields(&mut new);
 
         // An object that was only waiting for its finalizers goes with the last of them.
         if finished(&new, &old, self.row) {
@@ -356,26 +519,23 @@ fn random_suffix() -> String {
     (0..5).map(|_| char::from(NAME_ALPHABET[rand::random_range(0..NAME_ALPHABET.len())])).collect()
 }
 
+/// Drops what only the server sets, before anybody could come to own it.
+fn wipe_system_fields(object: &mut Value) {
+    let Some(meta) = metadata_mut(object) else { return };
+    for field in ["creationTimestamp", "deletionTimestamp", "deletionGracePeriodSeconds", "selfLink", "uid"] {
+        meta.remove(field);
+    }
+}
+
 /// What only the server sets on a new object.
 fn fill_system_fields(object: &mut Value, generation: bool, now: &str) {
     let Some(meta) = metadata_mut(object) else { return };
-    for field in
-        ["deletionTimestamp", "deletionGracePeriodSeconds", "selfLink", "generation", "resourceVersion"]
-    {
-        meta.remove(field);
-    }
+    meta.remove("resourceVersion");
+    meta.remove("generation");
     meta.insert("uid".to_owned(), uuid::Uuid::new_v4().to_string().into());
     meta.insert("creationTimestamp".to_owned(), now.into());
     if generation {
         meta.insert("generation".to_owned(), 1.into());
-    }
-}
-
-/// Stage 7. Server-side apply will record owners of fields here; until then clients' entries are not kept,
-/// because nothing would keep them true.
-fn manage_fields(object: &mut Value) {
-    if let Some(meta) = metadata_mut(object) {
-        meta.remove("managedFields");
     }
 }
 
@@ -416,6 +576,7 @@ fn carry_over(new: &mut Value, old: &Value, row: &Resource, subresource: &str) {
             if let Some(version) = new["metadata"].get("resourceVersion") {
                 base["metadata"]["resourceVersion"] = version.clone();
             }
+            copy_or_remove(&mut base["metadata"], &new["metadata"], "managedFields");
             *new = base;
         }
         "status" | "approval" => {
@@ -431,6 +592,7 @@ fn carry_over(new: &mut Value, old: &Value, row: &Resource, subresource: &str) {
         "ephemeralcontainers" => {
             let mut base = old.clone();
             base["spec"]["ephemeralContainers"] = new["spec"]["ephemeralContainers"].clone();
+            copy_or_remove(&mut base["metadata"], &new["metadata"], "managedFields");
             *new = base;
         }
         "resize" => *new = resized(new, old),
@@ -462,6 +624,7 @@ fn carry_over(new: &mut Value, old: &Value, row: &Resource, subresource: &str) {
 /// not match are passed on for validation to refuse.
 fn resized(new: &Value, old: &Value) -> Value {
     let mut base = old.clone();
+    copy_or_remove(&mut base["metadata"], &new["metadata"], "managedFields");
     copy_or_remove(&mut base["spec"], &new["spec"], "resources");
     let lists = ["containers", "initContainers"];
     let items = |pod: &Value, list: &str| pod["spec"][list].as_array().cloned().unwrap_or_default();

@@ -1,95 +1,10 @@
 //! The API as clients see it, without a socket: CRUD, conflicts, watches, selectors, pages, tables, discovery,
 //! deletion.
 
-#![expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+mod common;
 
-use std::sync::Arc;
-use std::time::Duration;
-
-use http::Request;
-use http_body_util::BodyExt as _;
-use keelson_apiserver::Server;
-use keelson_apiserver::extension::full_body;
-use keelson_store::{EmbeddedStore, Options};
+use common::{CONFIG_MAPS, Fixture, PODS, pod};
 use serde_json::{Value, json};
-
-struct Fixture {
-    server: Server,
-    _dir: tempfile::TempDir,
-}
-
-impl Fixture {
-    async fn new() -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        let store = EmbeddedStore::open(Options::new(dir.path().join("store.redb"))).await.unwrap();
-        let server = Server::for_tests(Arc::new(store), "10.96.0.0/16".parse().unwrap()).await.unwrap();
-        let fixture = Self { server, _dir: dir };
-        fixture.send("POST", "/api/v1/namespaces", "", json!({"metadata": {"name": "a"}})).await;
-        fixture
-    }
-
-    /// `headers` is `key: value` lines. Returns code and body.
-    async fn send(&self, method: &str, path: &str, headers: &str, body: Value) -> (u16, Value) {
-        let mut request = Request::builder().method(method).uri(path);
-        for line in headers.lines() {
-            let (key, value) = line.split_once(": ").unwrap();
-            request = request.header(key, value);
-        }
-        let body = if body.is_null() { String::new() } else { body.to_string() };
-        let response = self.server.handle(request.body(full_body(body)).unwrap()).await;
-        let code = response.status().as_u16();
-        let bytes = response.into_body().collect().await.unwrap().to_bytes();
-        let value = serde_json::from_slice(&bytes)
-            .unwrap_or_else(|_| Value::from(String::from_utf8_lossy(&bytes).into_owned()));
-        (code, value)
-    }
-
-    async fn get(&self, path: &str) -> Value {
-        let (code, value) = self.send("GET", path, "", Value::Null).await;
-        assert_eq!(code, 200, "{path}: {value}");
-        value
-    }
-
-    async fn create(&self, path: &str, object: Value) -> Value {
-        let (code, value) = self.send("POST", path, "", object).await;
-        assert_eq!(code, 201, "{path}: {value}");
-        value
-    }
-
-    async fn config_map(&self, name: &str, labels: Value) -> Value {
-        let object = json!({"metadata": {"name": name, "labels": labels}, "data": {"k": "v"}});
-        self.create(CONFIG_MAPS, object).await
-    }
-
-    /// Frames of a watch until there are `count` of them.
-    async fn watch(&self, path: &str, count: usize) -> Vec<(String, Value)> {
-        let request = Request::builder().uri(path).body(full_body("")).unwrap();
-        let mut body = self.server.handle(request).await.into_body();
-        let mut text = Vec::new();
-        let read = async {
-            while text.iter().filter(|b| **b == b'\n').count() < count {
-                let Some(frame) = body.frame().await else { break };
-                text.extend_from_slice(&frame.unwrap().into_data().unwrap());
-            }
-        };
-        tokio::time::timeout(Duration::from_secs(10), read).await.expect("frames in time");
-        String::from_utf8(text)
-            .unwrap()
-            .lines()
-            .map(|line| {
-                let mut frame: Value = serde_json::from_str(line).unwrap();
-                (frame["type"].as_str().unwrap().to_owned(), frame["object"].take())
-            })
-            .collect()
-    }
-}
-
-const CONFIG_MAPS: &str = "/api/v1/namespaces/a/configmaps";
-const PODS: &str = "/api/v1/namespaces/a/pods";
-
-fn pod(name: &str) -> Value {
-    json!({"metadata": {"name": name}, "spec": {"containers": [{"name": "c", "image": "nginx"}]}})
-}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn create_get_update_conflict() {

@@ -13,7 +13,7 @@ mod structural;
 mod validate;
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use serde_json::Value;
 
@@ -26,6 +26,7 @@ pub use validate::{validate, validate_lists};
 use crate::codec::{self, CodecError, Decoded, FieldValidation, MediaType};
 use crate::meta::{GroupResource, GroupVersionKind};
 use crate::resources::{Resource, ScalePaths, SelectableField, Subresource};
+use crate::smd::{TypeId, Types};
 use strategy::CustomStrategy;
 
 /// The finalizer by which a definition waits until its objects are gone.
@@ -38,6 +39,16 @@ pub struct VersionSchema {
     pub openapi: Value,
     /// The same as a tree.
     pub structural: Structural,
+    /// The same as types of a merge, made at first use.
+    types: OnceLock<(Types, TypeId)>,
+}
+
+impl VersionSchema {
+    /// The type of the version's objects as a merge sees them.
+    pub fn types(&self) -> (&Types, TypeId) {
+        let (types, id) = self.types.get_or_init(|| Types::custom(&self.structural));
+        (types, *id)
+    }
 }
 
 /// What a row knows of the definition behind it.
@@ -101,6 +112,7 @@ impl Custom {
         validation: FieldValidation,
     ) -> Result<Vec<String>, CodecError> {
         codec::check_depth(object)?;
+        codec::keep_reset(object);
         let Some(schema) = self.structural() else { return Ok(Vec::new()) };
         let mut unknown = coerce_metadata(object, schema, false).map_err(CodecError::Metadata)?;
         unknown.extend(prune(object, schema));
@@ -194,7 +206,7 @@ pub fn resource(definition: &Value) -> Option<Resource> {
             let openapi = version["schema"]["openAPIV3Schema"].clone();
             let structural =
                 if openapi.is_null() { Structural::anything() } else { Structural::read(&openapi) };
-            (name_of(version), VersionSchema { openapi, structural })
+            (name_of(version), VersionSchema { openapi, structural, types: OnceLock::new() })
         })
         .collect();
     let custom = Custom {

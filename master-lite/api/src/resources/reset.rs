@@ -52,7 +52,9 @@ pub fn reset_filter(resource: &Resource, subresource: &str) -> Option<Filter> {
         }
         (("", "namespaces"), "finalize") => all_but(&[&["status"]]),
         (_, "") if resource.has_status() => all_but(&[&["status"]]),
-        (_, "status") if STATUS_WITHOUT_METADATA.contains(&name) => all_but(&[&["metadata"], &["spec"]]),
+        (_, "status") if resource.custom.is_some() || STATUS_WITHOUT_METADATA.contains(&name) => {
+            all_but(&[&["metadata"], &["spec"]])
+        }
         (_, "status") => all_but(&[&["spec"]]),
         _ => None,
     }

@@ -4,6 +4,7 @@
 //! with types ([`Typed`]), and what an update or an apply makes of owners ([`update`]). Pure; who the owners are and
 //! how they are written into objects is `managed_fields`' business.
 
+mod custom;
 mod element;
 mod fields_v1;
 mod set;

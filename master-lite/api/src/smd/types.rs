@@ -177,7 +177,7 @@ impl Types {
         types
     }
 
-    fn of_node(id: NodeId) -> TypeId {
+    pub(super) fn of_node(id: NodeId) -> TypeId {
         TypeId(id.index() + DEDUCED.0 + 1)
     }
 

@@ -16,8 +16,7 @@ use super::forbidden;
 use crate::core::{Core, LateCore};
 use crate::extension::{Attributes, ObjectReader, Operation, Result, UserInfo, ValidatingAdmission};
 use crate::options::WriteOptions;
-use crate::wire::FieldValidation;
-use crate::write::Write;
+use crate::write::{Ownership, SERVER, Write};
 
 /// The plug-in.
 pub struct ResourceQuota {
@@ -60,7 +59,8 @@ impl ResourceQuota {
             namespace: &attributes.namespace,
             subresource: "status",
             user: UserInfo::apiserver(),
-            options: WriteOptions { dry_run: false, validation: FieldValidation::Ignore },
+            manager: SERVER.to_owned(),
+            options: WriteOptions::own(),
         };
         let make = |current: &Value| {
             let mut new = current.clone();
@@ -69,7 +69,7 @@ impl ResourceQuota {
             }
             Ok((new, Vec::new()))
         };
-        match write.update(name, &make).await {
+        match write.update(name, Ownership::Compare, &make).await {
             // It was deleted meanwhile, and limits nothing any more.
             Err(error) if error.code == 404 => Ok(()),
             result => result.map(|_| ()),

@@ -16,6 +16,7 @@ use keelson_api::meta::GroupResource;
 use parking_lot::RwLock;
 
 use crate::extension::{Authorizer, AuthorizerAttributes, Decision, ObjectReader, UserInfo};
+use crate::status::StatusError;
 use rbac::{Policy, PolicyObjects, Verdict};
 use rule::{Ask, PolicyRule};
 
@@ -145,6 +146,12 @@ pub(crate) fn ask_of(attributes: &AuthorizerAttributes) -> Ask<'_> {
     } else {
         Ask::NonResource { verb: &attributes.verb, path: &attributes.path }
     }
+}
+
+/// The 403 of a request that nobody allows.
+pub fn forbidden(attributes: &AuthorizerAttributes, reason: &str) -> StatusError {
+    let resource = GroupResource::new(&attributes.group, &attributes.resource);
+    StatusError::forbidden(&resource, &attributes.name, forbidden_message(attributes, reason))
 }
 
 /// The text of a 403 after `... is forbidden: `, as upstream's `ForbiddenStatusError` words it, with the reason.

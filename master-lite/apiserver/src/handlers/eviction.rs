@@ -15,11 +15,11 @@ use super::special::{selector_text, success};
 use crate::cache::{CachedObject, store_error};
 use crate::extension::Body;
 use crate::keys;
-use crate::options::{DeleteOptions, WriteOptions};
+use crate::options::{DeleteOptions, OptionsKind, WriteOptions};
 use crate::status::{Result, StatusError};
 use crate::stored;
 use crate::wire;
-use crate::write::{Write, now};
+use crate::write::{Ownership, Write, now};
 
 /// Evictions that are allowed and not yet seen by the disruption controller; with more something is wrong.
 const MOST_DISRUPTED: usize = 2000;
@@ -29,7 +29,7 @@ const REFUSED: &str = "Cannot evict pod as it would violate the pod's disruption
 
 pub(super) async fn evict(call: &Call, row: &Arc<Resource>, body: Bytes) -> Result<Response<Body>> {
     let kind = GroupVersionKind::new("policy", "v1", "Eviction");
-    let options = WriteOptions::parse(&call.query)?;
+    let options = WriteOptions::parse(&call.query, OptionsKind::Create)?;
     let (eviction, _) = wire::decode(call.content_type(), &body, &kind, options.validation)?;
     if eviction["metadata"]["name"].as_str().is_some_and(|name| !name.is_empty() && name != call.info.name) {
         return Err(StatusError::bad_request("name in URL does not match name in Eviction object"));
@@ -112,12 +112,13 @@ impl Eviction<'_> {
     async fn take_off(&self, budget: &str) -> Result<()> {
         let of = GroupResource::new("policy", "poddisruptionbudgets");
         let row = self.call.core.table().get(&of).ok_or_else(StatusError::no_such_path)?.clone();
-        let (version, write) = (row.storage_version.clone(), self.call.write(self.row)?);
+        let (version, write) = (row.storage_version.clone(), self.call.write(self.row, OptionsKind::Create)?);
         let write = Write { row: &row, version: &version, subresource: "status", ..write };
         let write =
             Write { options: WriteOptions { dry_run: self.delete.dry_run, ..write.options }, ..write };
+        // What the server does itself comes to be owned by nobody, as upstream.
         let make = |current: &Value| Ok((decrement(current, self.name, &now())?, Vec::new()));
-        match write.update(budget, &make).await {
+        match write.update(budget, Ownership::Given, &make).await {
             Ok(_) => Ok(()),
             Err(error) if error.code == 409 => {
                 let words = format!("couldn't update PodDisruptionBudget {budget:?} due to conflicts");
@@ -137,13 +138,13 @@ impl Eviction<'_> {
         }
         if !self.delete.dry_run {
             let (uid, wanted) = (&self.delete.uid, &deletion.options.resource_version);
-            let write = Write { subresource: "status", ..self.call.write(self.row)? };
+            let write = Write { subresource: "status", ..self.call.write(self.row, OptionsKind::Create)? };
             let make = |current: &Value| {
                 self.check("UID", uid.as_deref(), &current["metadata"]["uid"])?;
                 self.check("ResourceVersion", wanted.as_deref(), &current["metadata"]["resourceVersion"])?;
                 Ok((announced(current, &now()), Vec::new()))
             };
-            let written = write.update(self.name, &make).await?;
+            let written = write.update(self.name, Ownership::Given, &make).await?;
             if wanted.is_some() {
                 // The announcement itself has changed the pod.
                 deletion.options.resource_version = version(&written.object);

@@ -20,6 +20,7 @@ use keelson_api::resources::Resource;
 use serde_json::Value;
 
 use crate::answer;
+use crate::authz::forbidden;
 use crate::core::Core;
 use crate::extension::{
     AuthorizerAttributes, Body, Decision, InProcessUser, RequestContext, RequestInfo, UserInfo,
@@ -82,7 +83,7 @@ async fn run(core: Arc<Core>, info: RequestInfo, request: Request<Body>) -> Resu
     let attributes = AuthorizerAttributes::from_request(&user, &info);
     match core.extensions.authorizer.authorize(&attributes).await {
         Decision::Allow => {}
-        Decision::Deny(why) | Decision::NoOpinion(why) => return Err(refusal(&user, &info, &why)),
+        Decision::Deny(why) | Decision::NoOpinion(why) => return Err(forbidden(&attributes, &why)),
     }
     let query = Query(parts.uri.query().map(parse_query).unwrap_or_default());
     let call =
@@ -105,33 +106,6 @@ async fn run(core: Arc<Core>, info: RequestInfo, request: Request<Body>) -> Resu
         Ok(result) => result,
         Err(_elapsed) => Err(StatusError::timeout("request did not complete within the allotted timeout")),
     }
-}
-
-/// A 403 in upstream's words.
-fn refusal(user: &UserInfo, info: &RequestInfo, why: &str) -> StatusError {
-    let mut text = if info.is_resource_request {
-        let resource = if info.subresource.is_empty() {
-            info.resource.clone()
-        } else {
-            format!("{}/{}", info.resource, info.subresource)
-        };
-        let place = if info.namespace.is_empty() {
-            "at the cluster scope".to_owned()
-        } else {
-            format!("in the namespace \"{}\"", info.namespace)
-        };
-        format!(
-            "User \"{}\" cannot {} resource \"{resource}\" in API group \"{}\" {place}",
-            user.name, info.verb, info.group
-        )
-    } else {
-        format!("User \"{}\" cannot {} path \"{}\"", user.name, info.verb, info.path)
-    };
-    if !why.is_empty() {
-        text = format!("{text}: {why}");
-    }
-    let resource = keelson_api::meta::GroupResource::new(&info.group, &info.resource);
-    StatusError::forbidden(&resource, &info.name, text)
 }
 
 impl Call {

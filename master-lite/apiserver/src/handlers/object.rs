@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use http::{Response, StatusCode};
+use http::{Response, StatusCode, header};
 use keelson_api::resources::Resource;
 use serde_json::{Value, json};
 
@@ -11,14 +11,17 @@ use super::{Call, add_warnings};
 use crate::answer;
 use crate::delete::{Delete, Deleted};
 use crate::extension::Body;
-use crate::options::{DeleteOptions, WriteOptions};
+use crate::options::{DeleteOptions, OptionsKind, WriteOptions};
 use crate::status::{Result, StatusError};
-use crate::wire::{self, PatchType};
-use crate::write::{Write, Written};
+use crate::wire::{self, PatchKind};
+use crate::write::{Configuration, Ownership, Write, Written};
 
 impl Call {
     /// The write path for this request.
-    pub(crate) fn write<'a>(&'a self, row: &'a Arc<Resource>) -> Result<Write<'a>> {
+    pub(crate) fn write<'a>(&'a self, row: &'a Arc<Resource>, options: OptionsKind) -> Result<Write<'a>> {
+        let options = WriteOptions::parse(&self.query, options)?;
+        let agent =
+            self.headers.get(header::USER_AGENT).map(|agent| String::from_utf8_lossy(agent.as_bytes()));
         Ok(Write {
             core: &self.core,
             row,
@@ -26,7 +29,8 @@ impl Call {
             namespace: self.namespace(row),
             subresource: &self.info.subresource,
             user: self.user.clone(),
-            options: WriteOptions::parse(&self.query)?,
+            manager: options.manager_or_agent(&agent.unwrap_or_default()),
+            options,
         })
     }
 
@@ -53,7 +57,7 @@ impl Call {
 
     /// POST of a new object.
     pub(crate) async fn create(&self, row: &Arc<Resource>, body: Bytes) -> Result<Response<Body>> {
-        let write = self.write(row)?;
+        let write = self.write(row, OptionsKind::Create)?;
         let (object, warnings) = wire::decode_object(
             self.content_type(),
             &body,
@@ -61,13 +65,13 @@ impl Call {
             &self.info.version,
             write.options.validation,
         )?;
-        let written = write.create(object, warnings).await?;
+        let written = write.create(object, Ownership::Compare, warnings).await?;
         self.written(row, written)
     }
 
     /// PUT.
     pub(crate) async fn update(&self, row: &Arc<Resource>, body: Bytes) -> Result<Response<Body>> {
-        let write = self.write(row)?;
+        let write = self.write(row, OptionsKind::Update)?;
         let (object, warnings) = wire::decode_object(
             self.content_type(),
             &body,
@@ -77,7 +81,7 @@ impl Call {
         )?;
         let name = &self.info.name;
         let make = |_: &Value| Ok((object.clone(), warnings.clone()));
-        let result = write.update(name, &make).await;
+        let result = write.update(name, Ownership::Compare, &make).await;
         match result {
             Err(error)
                 if error.code == 404
@@ -93,7 +97,8 @@ impl Call {
                     meta.remove("resourceVersion");
                     meta.insert("name".to_owned(), name.as_str().into());
                 }
-                self.written(row, write.create(object, warnings).await?)
+                write.authorize_create(name).await?;
+                self.written(row, write.create(object, Ownership::Compare, warnings).await?)
             }
             other => self.written(row, other?),
         }
@@ -101,18 +106,27 @@ impl Call {
 
     /// PATCH.
     pub(crate) async fn patch(&self, row: &Arc<Resource>, body: Bytes) -> Result<Response<Body>> {
-        let kind = PatchType::from_content_type(self.content_type())?;
-        let patch = wire::parse_patch(&body)?;
-        let write = self.write(row)?;
-        let gvk = row.gvk(&self.info.version);
-        let validation = write.options.validation;
-        kind.check(row)?;
-        let make = |current: &Value| {
-            let mut object = wire::patch(kind, &gvk, current, &patch)?;
-            let warnings = wire::normalize_object(row, &self.info.version, &mut object, validation)?;
-            Ok((object, warnings))
+        let kind = PatchKind::from_content_type(self.content_type())?;
+        let write = self.write(row, kind.options())?;
+        let written = match kind {
+            PatchKind::Apply => {
+                let (object, duplicates) = wire::parse_configuration(&body)?;
+                let config = Configuration { object, force: write.options.force, duplicates };
+                write.apply(&self.info.name, &config).await?
+            }
+            PatchKind::Change(kind) => {
+                kind.check(row)?;
+                let patch = wire::parse_patch(&body)?;
+                let gvk = row.gvk(&self.info.version);
+                let validation = write.options.validation;
+                let make = |current: &Value| {
+                    let mut object = wire::patch(kind, &gvk, current, &patch)?;
+                    let warnings = wire::normalize_object(row, &self.info.version, &mut object, validation)?;
+                    Ok((object, warnings))
+                };
+                write.update(&self.info.name, Ownership::Compare, &make).await?
+            }
         };
-        let written = write.update(&self.info.name, &make).await?;
         self.written(row, written)
     }
 

@@ -10,10 +10,11 @@ use serde_json::{Value, json};
 
 use super::{Call, add_warnings, read_body};
 use crate::extension::{Body, Connector};
-use crate::options::WriteOptions;
+use crate::options::{OptionsKind, WriteOptions};
+use crate::owners::ScaleManager;
 use crate::status::{Result, StatusError};
-use crate::wire::{self, PatchType};
-use crate::write::{Write, now};
+use crate::wire::{self, FieldValidation, PatchKind, PatchType};
+use crate::write::{Ownership, Write, now};
 
 /// The connector of a request, if its subresource has one.
 pub(super) fn connector(call: &Call) -> Option<Arc<dyn Connector>> {
@@ -55,7 +56,7 @@ pub(super) async fn route(
     let key = (resource.clone(), info.subresource.clone());
     let body = read_body(request.into_body()).await?;
     if let Some(handler) = call.core.extensions.virtual_resources.get(&key) {
-        let options = WriteOptions::parse(&call.query)?;
+        let options = WriteOptions::parse(&call.query, OptionsKind::Create)?;
         let (mut object, warnings) =
             wire::decode(call.content_type(), &body, &handler.kind(), options.validation)?;
         wire::apply_defaults(&handler.kind(), &mut object);
@@ -158,28 +159,30 @@ async fn scale(call: &Call, row: &Arc<Resource>, paths: &ScalePaths, body: Bytes
         return call.respond(StatusCode::OK, &scale_of(&object.parse(), paths));
     }
     // The object is written as itself: what the main path may change, a scale may.
-    let write = Write { subresource: "", ..call.write(row)? };
+    let change = ScaleChange::read(call, &gvk, &body)?;
+    let write = Write { subresource: "", ..call.write(row, change.options())? };
     let validation = write.options.validation;
-    let wanted = if call.info.verb == "patch" {
-        None
-    } else {
-        Some(wire::decode(call.content_type(), &body, &gvk, validation)?.0)
-    };
-    let patch = match &wanted {
-        Some(_) => None,
-        None => Some((PatchType::from_content_type(call.content_type())?, wire::parse_patch(&body)?)),
-    };
+    let owners = ScaleManager::new(row, &call.info.version, paths, now());
     let make = |current: &Value| {
-        let before = scale_of(current, paths);
-        let scale = match (&wanted, &patch) {
-            (Some(wanted), _) => wanted.clone(),
-            (None, Some((kind, patch))) => {
-                let mut scale = wire::patch(*kind, &gvk, &before, patch)?;
-                wire::normalize(&gvk, &mut scale, validation)?;
-                scale
+        let mut before = scale_of(current, paths);
+        owners.read(current, &mut before)?;
+        let (mut scale, mut warnings) = match &change {
+            ScaleChange::Replace(wanted, warnings) => (wanted.clone(), warnings.clone()),
+            ScaleChange::Patch(kind, patch) => (wire::patch(*kind, &gvk, &before, patch)?, Vec::new()),
+            ScaleChange::Apply(config, duplicates) => {
+                let scale = owners.apply(&before, config, &write.manager, write.options.force)?;
+                (scale, wire::check_duplicates(duplicates.as_deref(), validation)?)
             }
-            (None, None) => before,
         };
+        match change {
+            ScaleChange::Apply(..) => {
+                wire::normalize(&gvk, &mut scale, FieldValidation::Ignore)?;
+            }
+            ScaleChange::Replace(..) | ScaleChange::Patch(..) => {
+                warnings.extend(wire::normalize(&gvk, &mut scale, validation)?);
+                owners.update(&before, &mut scale, &write.manager);
+            }
+        }
         let replicas = scale["spec"]["replicas"].as_i64().unwrap_or(0);
         if replicas < 0 {
             let error = keelson_api::field::FieldError::invalid(
@@ -197,10 +200,50 @@ async fn scale(call: &Call, row: &Arc<Resource>, paths: &ScalePaths, body: Bytes
             }
         }
         set_at(&mut object, &paths.spec_replicas, replicas.into());
-        Ok((object, Vec::new()))
+        owners.write(&scale, &mut object)?;
+        Ok((object, warnings))
     };
-    let written = write.update(name, &make).await?;
-    call.respond(StatusCode::OK, &scale_of(&written.object, paths))
+    let written = write.update(name, Ownership::Given, &make).await?;
+    let mut response = call.respond(StatusCode::OK, &scale_of(&written.object, paths))?;
+    add_warnings(&mut response, &written.warnings);
+    Ok(response)
+}
+
+/// What a request does to a scale.
+enum ScaleChange {
+    /// PUT, with warnings.
+    Replace(Value, Vec<String>),
+    /// PATCH of what is there.
+    Patch(PatchType, Value),
+    /// Server-side apply, with what is said of duplicate keys.
+    Apply(Value, Option<String>),
+}
+
+impl ScaleChange {
+    fn read(call: &Call, gvk: &GroupVersionKind, body: &[u8]) -> Result<Self> {
+        if call.info.verb != "patch" {
+            let validation = WriteOptions::parse(&call.query, OptionsKind::Update)?.validation;
+            let (scale, warnings) = wire::decode(call.content_type(), body, gvk, validation)?;
+            return Ok(Self::Replace(scale, warnings));
+        }
+        let kind = PatchKind::from_content_type(call.content_type())?;
+        WriteOptions::parse(&call.query, kind.options())?;
+        match kind {
+            PatchKind::Change(kind) => Ok(Self::Patch(kind, wire::parse_patch(body)?)),
+            PatchKind::Apply => {
+                let (config, duplicates) = wire::parse_configuration(body)?;
+                Ok(Self::Apply(config, duplicates))
+            }
+        }
+    }
+
+    fn options(&self) -> OptionsKind {
+        match self {
+            Self::Replace(..) => OptionsKind::Update,
+            Self::Patch(..) => OptionsKind::Patch,
+            Self::Apply(..) => OptionsKind::Apply,
+        }
+    }
 }
 
 /// Writes a field at a dotted path; what is no object on the way there gives way to one.
@@ -223,7 +266,7 @@ pub(super) fn success(code: u16) -> Value {
 async fn bind(call: &Call, body: Bytes) -> Result<Response<Body>> {
     let pods = GroupResource::new("", "pods");
     let row = call.core.table().get(&pods).ok_or_else(StatusError::no_such_path)?.clone();
-    let options = WriteOptions::parse(&call.query)?;
+    let options = WriteOptions::parse(&call.query, OptionsKind::Create)?;
     let (binding, _) = wire::decode(
         call.content_type(),
         &body,
@@ -238,7 +281,7 @@ async fn bind(call: &Call, body: Bytes) -> Result<Response<Body>> {
         return Err(StatusError::bad_request("a binding's target must be a Node with a name"));
     }
     // The part written is neither spec nor status alone, so it goes past the pod's own update rules.
-    let write = Write { subresource: "binding", ..call.write(&row)? };
+    let write = Write { subresource: "binding", ..call.write(&row, OptionsKind::Create)? };
     let conflict = |why: String| StatusError::conflict(&GroupResource::new("", "pods/binding"), name, why);
     let make = |pod: &Value| {
         let mut pod = pod.clone();
@@ -271,7 +314,7 @@ async fn bind(call: &Call, body: Bytes) -> Result<Response<Body>> {
         pod["status"]["conditions"] = conditions.into();
         Ok((pod, Vec::new()))
     };
-    write.update(name, &make).await?;
+    write.update(name, Ownership::Given, &make).await?;
     call.respond(StatusCode::CREATED, &success(201))
 }
 
