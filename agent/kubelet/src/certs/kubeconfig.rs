@@ -4,11 +4,13 @@ use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
+use http::{HeaderValue, header};
 use kube::Config;
 use kube::config::{AuthInfo, KubeConfigOptions, Kubeconfig};
 
 use super::store::write_atomically;
 use super::{Error, Identity, Result};
+use crate::node::KUBELET_VERSION;
 
 /// A connection attempt to the API fails after this long.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -24,6 +26,10 @@ pub(super) async fn load(path: &Path) -> Result<(Kubeconfig, Config)> {
         .map_err(|source| Error::Kubeconfig { path: path.to_owned(), source })?;
     config.connect_timeout = Some(CONNECT_TIMEOUT);
     config.read_timeout = Some(READ_TIMEOUT);
+    // The part before the slash comes to own the fields that the node writes.
+    if let Ok(agent) = HeaderValue::from_str(&format!("kubelet/{KUBELET_VERSION}")) {
+        config.headers.push((header::USER_AGENT, agent));
+    }
     Ok((kubeconfig, config))
 }
 
@@ -114,6 +120,8 @@ mod tests {
         let (kubeconfig, config) = load(&path).await.unwrap();
         assert_eq!(config.cluster_url, endpoint.cluster_url);
         assert_eq!(config.root_cert, endpoint.root_cert);
+        let [(name, agent)] = config.headers.as_slice() else { panic!("{:?}", config.headers) };
+        assert!(name == header::USER_AGENT && agent.to_str().unwrap().starts_with("kubelet/v1."));
         let user = kubeconfig.auth_infos[0].auth_info.as_ref().unwrap();
         assert_eq!(user.client_certificate.as_deref(), certificate.to_str());
     }
