@@ -116,6 +116,7 @@ impl Allocators {
         if let Err(error) = filled {
             return Err(StatusError::invalid(&GroupVersionKind::new("", "v1", "Service"), &name, &[error]));
         }
+        self.fill_health_check(&mut object["spec"], &before, &mut reservation.took)?;
         let after = holdings(object);
         reservation.gives_back = Taken {
             addresses: before.addresses.difference(&after.addresses).copied().collect(),
@@ -239,6 +240,41 @@ impl Allocators {
         Ok(())
     }
 
+    /// The port on which balancers ask a node whether it has endpoints. That it can't be had is an error of the server's
+    /// own, as upstream has it.
+    fn fill_health_check(&self, spec: &mut Value, before: &Taken, took: &mut Taken) -> Result<()> {
+        if spec["type"] != "LoadBalancer" || spec["externalTrafficPolicy"] != "Local" {
+            return Ok(());
+        }
+        let mut taken = self.taken.lock();
+        let number = match spec["healthCheckNodePort"].as_u64().filter(|n| *n > 0) {
+            Some(number) => {
+                let refused = |why: &str| {
+                    let what = "failed to allocate requested HealthCheck NodePort";
+                    StatusError::internal(format!("{what} {number}: {why}"))
+                };
+                let number = u16::try_from(number).ok().filter(|n| NODE_PORTS.contains(n)).ok_or_else(|| {
+                    refused("provided port is not in the valid range. The range of valid ports is 30000-32767")
+                })?;
+                let entry = ("TCP".to_owned(), number);
+                if before.ports.contains(&entry) {
+                    return Ok(());
+                }
+                if taken.ports.contains(&entry) {
+                    return Err(refused("provided port is already allocated"));
+                }
+                number
+            }
+            None => free_port(&taken, "TCP").ok_or_else(|| {
+                StatusError::internal("failed to allocate a HealthCheck NodePort 0: range is full")
+            })?,
+        };
+        taken.ports.insert(("TCP".to_owned(), number));
+        took.ports.insert(("TCP".to_owned(), number));
+        spec["healthCheckNodePort"] = number.into();
+        Ok(())
+    }
+
     /// A free address: random from the upper part of the range, so that addresses chosen by hand from the lower
     /// part rarely collide (KEP-3070); the lower part when the upper is full.
     fn free_address(&self, taken: &Taken) -> Option<Ipv4Addr> {
@@ -315,5 +351,33 @@ mod tests {
         let mut headless = service(json!({"clusterIP": "None"}));
         pool.assign(&services(), &mut headless, None).unwrap().keep();
         assert_eq!(headless["spec"]["clusterIPs"], json!(["None"]));
+    }
+
+    #[test]
+    fn ports_of_health_checks() {
+        let pool = Allocators::new("10.0.0.0/24".parse().unwrap());
+        let local = |more: Value| {
+            let mut spec = json!({"type": "LoadBalancer", "externalTrafficPolicy": "Local"});
+            spec.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+            service(spec)
+        };
+        let mut old = local(json!({}));
+        pool.assign(&services(), &mut old, None).unwrap().keep();
+        let port = old["spec"]["healthCheckNodePort"].as_u64().unwrap();
+        assert!((30000..=32767).contains(&port));
+        pool.assign(&services(), &mut old.clone(), Some(&old)).unwrap().keep();
+        for (number, why) in [(port, "already allocated"), (80, "not in the valid range")] {
+            let error = pool
+                .assign(&services(), &mut local(json!({"healthCheckNodePort": number})), None)
+                .err()
+                .unwrap();
+            assert!(error.code == 500 && error.message.contains(why), "{}", error.message);
+        }
+        let mut new = old.clone();
+        new["spec"]["externalTrafficPolicy"] = "Cluster".into();
+        new["spec"].as_object_mut().unwrap().remove("healthCheckNodePort");
+        pool.assign(&services(), &mut new, Some(&old)).unwrap().keep();
+        assert!(new["spec"].get("healthCheckNodePort").is_none());
+        pool.assign(&services(), &mut local(json!({"healthCheckNodePort": port})), None).unwrap().keep();
     }
 }

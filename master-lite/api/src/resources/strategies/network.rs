@@ -30,15 +30,13 @@ impl Strategy for Service {
             }
             set_default(port, "targetPort", number);
         }
-        let kind = spec["type"].as_str().unwrap_or_default().to_owned();
-        let external_ips = spec["externalIPs"].as_array().is_some_and(|ips| !ips.is_empty());
-        if matches!(kind.as_str(), "NodePort" | "LoadBalancer") || (kind == "ClusterIP" && external_ips) {
+        if is_external(spec) {
             set_default(spec, "externalTrafficPolicy", "Cluster");
         }
-        if kind != "ExternalName" {
+        if spec["type"] != "ExternalName" {
             set_default(spec, "internalTrafficPolicy", "Cluster");
         }
-        if kind == "LoadBalancer" {
+        if is_balanced(spec) {
             set_default(spec, "allocateLoadBalancerNodePorts", true);
         }
     }
@@ -90,11 +88,28 @@ impl Strategy for Service {
                 map.remove("nodePort");
             }
         }
-        if !node_ports
-            && had
-            && let Some(map) = spec.as_object_mut()
+        if needs_health_check(spec)
+            && needs_health_check(old_spec)
+            && let Some(number) = old_spec.get("healthCheckNodePort").cloned()
         {
-            for field in ["externalTrafficPolicy", "healthCheckNodePort", "allocateLoadBalancerNodePorts"] {
+            set_default(spec, "healthCheckNodePort", number);
+        }
+        // What the new type has no use for goes with the old one, unless the user set it anew, which validation refuses.
+        let needs = |spec: &Value| {
+            let balanced = is_balanced(spec);
+            [
+                ("externalTrafficPolicy", is_external(spec)),
+                ("healthCheckNodePort", needs_health_check(spec)),
+                ("allocateLoadBalancerNodePorts", balanced),
+                ("loadBalancerClass", balanced),
+            ]
+        };
+        for ((field, needed), (_, was_needed)) in needs(spec).into_iter().zip(needs(old_spec)) {
+            if was_needed
+                && !needed
+                && spec[field] == old_spec[field]
+                && let Some(map) = spec.as_object_mut()
+            {
                 map.remove(field);
             }
         }
@@ -115,6 +130,24 @@ impl Strategy for Service {
         // RelaxedServiceNameValidation is on from v1.36.
         metadata::dns_label(name)
     }
+}
+
+fn is_balanced(spec: &Value) -> bool {
+    spec["type"] == "LoadBalancer"
+}
+
+/// Whether clients outside of the cluster may come.
+fn is_external(spec: &Value) -> bool {
+    match spec["type"].as_str() {
+        Some("NodePort" | "LoadBalancer") => true,
+        Some("ClusterIP") => spec["externalIPs"].as_array().is_some_and(|ips| !ips.is_empty()),
+        _ => false,
+    }
+}
+
+/// Whether a balancer asks the nodes which of them have endpoints.
+fn needs_health_check(spec: &Value) -> bool {
+    is_balanced(spec) && spec["externalTrafficPolicy"] == "Local"
 }
 
 /// Endpoints.
@@ -247,5 +280,36 @@ mod tests {
         assert_eq!(new["spec"]["ports"][0]["nodePort"], 30001);
         new["spec"]["clusterIP"] = "10.96.0.6".into();
         assert_eq!(Service.validate_update(&StrategyContext::default(), &new, &old).len(), 1);
+    }
+
+    #[test]
+    fn what_a_service_no_longer_needs_goes() {
+        let old = json!({"spec": {
+            "type": "LoadBalancer", "externalTrafficPolicy": "Local", "healthCheckNodePort": 30002,
+            "allocateLoadBalancerNodePorts": true, "loadBalancerClass": "a/b", "ports": [],
+        }});
+        let updated = |change: Value| {
+            let mut new = old.clone();
+            new["spec"].as_object_mut().unwrap().extend(change.as_object().unwrap().clone());
+            Service.prepare_for_update(&StrategyContext::default(), &mut new, &old);
+            let mut left = new["spec"].as_object().unwrap().clone();
+            ["type", "ports"].iter().for_each(|field| drop(left.remove(*field)));
+            Value::from(left)
+        };
+        assert_eq!(
+            updated(json!({"externalTrafficPolicy": "Cluster"})),
+            json!({"externalTrafficPolicy": "Cluster", "allocateLoadBalancerNodePorts": true, "loadBalancerClass": "a/b"})
+        );
+        assert_eq!(updated(json!({"type": "NodePort"})), json!({"externalTrafficPolicy": "Local"}));
+        assert_eq!(updated(json!({"type": "ClusterIP"})), json!({}));
+        // Set anew it stays, for validation to see; left out it is what it was.
+        assert_eq!(
+            updated(json!({"type": "ClusterIP", "healthCheckNodePort": 30003})),
+            json!({"healthCheckNodePort": 30003})
+        );
+        let mut without = old.clone();
+        without["spec"].as_object_mut().unwrap().remove("healthCheckNodePort");
+        Service.prepare_for_update(&StrategyContext::default(), &mut without, &old);
+        assert_eq!(without, old);
     }
 }
