@@ -38,6 +38,7 @@ fn every_command_of_the_thin_path() -> Result<()> {
     creating(&cluster)?;
     reading(&cluster)?;
     changing(&cluster)?;
+    owning(&cluster)?;
     streaming(&cluster)?;
     deleting(&cluster)?;
     cluster.down()
@@ -178,6 +179,73 @@ fn changing(cluster: &TestCluster) -> Result<()> {
     cluster.rolled_out("deployment/web")?;
     let error = k(&["patch", "deployment", "web", "--type=merge", "-p", r#"{"spec":{"replicas":"many"}}"#]);
     assert!(error.is_err(), "a wrong type is refused");
+    Ok(())
+}
+
+/// Server-side apply, diff and edit, and who comes to own what.
+fn owning(cluster: &TestCluster) -> Result<()> {
+    let k = |args: &[&str]| cluster.kubectl.run(args).with_context(|| format!("kubectl {args:?}"));
+    let path = cluster.dir().join("owned.yaml").display().to_string();
+    let write = |color: &str| {
+        let manifest = format!(
+            "apiVersion: v1\nkind: ConfigMap\nmetadata:\n  name: owned\ndata:\n  color: {color}\n  size: big\n"
+        );
+        std::fs::write(&path, manifest)
+    };
+    write("red")?;
+    assert_eq!(k(&["apply", "--server-side", "-f", &path])?, "configmap/owned serverside-applied");
+    let owners = "jsonpath={range .metadata.managedFields[*]}{.manager}/{.operation} {end}";
+    assert_eq!(k(&["get", "configmap", "owned", "-o", owners])?, "kubectl/Apply");
+    assert!(!k(&["get", "configmap", "owned", "-o", "yaml"])?.contains("managedFields"));
+    let shown = k(&["get", "configmap", "owned", "-o", "yaml", "--show-managed-fields"])?;
+    assert!(shown.contains("f:color: {}") && shown.contains("manager: kubectl"), "{shown}");
+
+    // Somebody else takes a field: a conflict that names him, and a way to take it back.
+    k(&["patch", "configmap", "owned", "--field-manager=painter", "-p", r#"{"data":{"color":"blue"}}"#])?;
+    let refused = cluster.kubectl.command(&["apply", "--server-side", "-f", &path]).output()?;
+    let text = String::from_utf8_lossy(&refused.stderr);
+    assert_eq!(refused.status.code(), Some(1), "{text}");
+    assert!(
+        text.contains("Apply failed with 1 conflict: conflict with \"painter\" using v1: .data.color"),
+        "{text}"
+    );
+    let diff = cluster
+        .kubectl
+        .command(&["diff", "--server-side", "--force-conflicts", "-f", &path])
+        .env("KUBECTL_EXTERNAL_DIFF", "diff -u")
+        .output()?;
+    let text = String::from_utf8_lossy(&diff.stdout);
+    assert_eq!(diff.status.code(), Some(1), "{text}{}", String::from_utf8_lossy(&diff.stderr));
+    assert!(text.contains("-  color: blue") && text.contains("+  color: red"), "{text}");
+    k(&["apply", "--server-side", "--force-conflicts", "-f", &path])?;
+    assert_eq!(k(&["get", "configmap", "owned", "-o", owners])?, "kubectl/Apply");
+    let same = cluster.kubectl.command(&["diff", "--server-side", "-f", &path]).output()?;
+    assert_eq!(same.status.code(), Some(0), "{}", String::from_utf8_lossy(&same.stdout));
+
+    let edit = cluster
+        .kubectl
+        .command(&["edit", "configmap", "owned"])
+        .env("KUBE_EDITOR", "sed -i s/big/small/")
+        .output()?;
+    assert!(edit.status.success(), "{}", String::from_utf8_lossy(&edit.stderr));
+    assert_eq!(k(&["get", "configmap", "owned", "-o", "jsonpath={.data.size}"])?, "small");
+    assert_eq!(k(&["get", "configmap", "owned", "-o", owners])?, "kubectl/Apply kubectl-edit/Update");
+
+    // From client-side to server-side apply: kubectl takes what it owned before, without a conflict.
+    k(&["apply", "view-last-applied", "deployment/hello"])?;
+    let sample = write_manifest(cluster)?;
+    let applied = k(&["apply", "--server-side", "-f", &sample])?;
+    assert!(applied.contains("deployment.apps/hello serverside-applied"), "{applied}");
+    let managers = k(&["get", "deployment", "hello", "-o", owners])?;
+    // kubectl keeps the annotation of client-side apply under a name of its own.
+    let mut managers: Vec<&str> = managers.split_whitespace().collect();
+    managers.sort_unstable();
+    assert_eq!(managers, ["kube-controller-manager/Update", "kubectl-last-applied/Apply", "kubectl/Apply"]);
+    let pod = k(&["get", "pods", "-l", "app=web", "-o", "name"])?;
+    let pod = pod.lines().next().context("a pod")?;
+    let owners = k(&["get", pod, "-o", owners])?;
+    assert_eq!(owners, "kube-controller-manager/Update kubelet/Update");
+    k(&["delete", "configmap", "owned"])?;
     Ok(())
 }
 
