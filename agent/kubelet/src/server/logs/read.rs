@@ -71,6 +71,17 @@ impl From<io::Error> for Stop {
     }
 }
 
+/// What of the files is copied.
+#[derive(Debug, Default)]
+struct Window {
+    /// Index of the file to begin with.
+    first_file: usize,
+    /// Lines that come before those that are wanted.
+    skip: u64,
+    /// Entries up to the end that the last lines were counted from; what is written meanwhile would be more than was asked for.
+    left: Option<u64>,
+}
+
 struct Reader {
     options: LogOptions,
     path: PathBuf,
@@ -80,19 +91,19 @@ struct Reader {
 impl Reader {
     async fn run(&mut self, watch: Option<DirWatch>, ended: impl Future<Output = ()>) -> Result<(), Stop> {
         let files = files::all(&self.path);
-        let (first, mut skip) = match self.options.tail_lines {
-            Some(lines) => self.tail_start(&files, lines).await?,
-            None => (0, 0),
+        let mut window = match self.options.tail_lines {
+            Some(lines) => self.tail(&files, lines).await?,
+            None => Window::default(),
         };
         let mut last = None;
-        for path in files.get(first..).unwrap_or_default() {
+        for path in files.get(window.first_file..).unwrap_or_default() {
             let mut reader = match LineReader::open(path).await {
                 Ok(reader) => reader,
                 // Removed by rotation in the meantime, or not written yet.
                 Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
                 Err(error) => return Err(error.into()),
             };
-            self.copy(&mut reader, &mut skip).await?;
+            self.copy(&mut reader, &mut window).await?;
             last = Some(reader);
         }
         match watch {
@@ -101,9 +112,14 @@ impl Reader {
         }
     }
 
-    /// In which file the last `lines` lines begin, and how many lines of it come before them.
-    async fn tail_start(&self, files: &[PathBuf], lines: u64) -> Result<(usize, u64), Stop> {
-        let mut left = lines;
+    /// Where the last `lines` lines are.
+    async fn tail(&self, files: &[PathBuf], lines: u64) -> Result<Window, Stop> {
+        let (mut left, mut entries) = (lines, 0);
+        let window = |first_file, skip, entries| Window {
+            first_file,
+            skip,
+            left: (!self.options.follow).then_some(entries),
+        };
         for (index, path) in files.iter().enumerate().rev() {
             let mut reader = match LineReader::open(path).await {
                 Ok(reader) => reader,
@@ -113,13 +129,14 @@ impl Reader {
             let mut count = 0_u64;
             while let Some(line) = reader.next().await? {
                 count += u64::from(self.counts(&line));
+                entries += 1;
             }
             if count >= left {
-                return Ok((index, count - left));
+                return Ok(window(index, count - left, entries));
             }
             left -= count;
         }
-        Ok((0, 0))
+        Ok(window(0, 0, entries))
     }
 
     /// Whether an entry ends a line that is wanted.
@@ -132,10 +149,13 @@ impl Reader {
     }
 
     /// Copies what is there; true if there was anything.
-    async fn copy(&mut self, reader: &mut LineReader, skip: &mut u64) -> Result<bool, Stop> {
+    async fn copy(&mut self, reader: &mut LineReader, window: &mut Window) -> Result<bool, Stop> {
         let mut any = false;
-        while let Some(line) = reader.next().await? {
+        while window.left != Some(0)
+            && let Some(line) = reader.next().await?
+        {
             any = true;
+            window.left = window.left.map(|left| left - 1);
             let Some(entry) = Entry::parse(&line) else {
                 tracing::debug!("a line of a log is not in CRI's format");
                 continue;
@@ -144,8 +164,8 @@ impl Reader {
                 continue;
             }
             // A part is kept while lines are skipped: its line may end after those that are.
-            if *skip > 0 && !entry.partial {
-                *skip -= 1;
+            if window.skip > 0 && !entry.partial {
+                window.skip -= 1;
                 self.output.discard(entry.source);
                 continue;
             }
@@ -170,13 +190,13 @@ impl Reader {
         tokio::pin!(ended);
         let mut over = false;
         let mut superseded: Option<Instant> = None;
-        let mut skip = 0;
+        let mut window = Window::default();
         loop {
             let any = match &mut reader {
-                Some(current) => self.copy(current, &mut skip).await?,
+                Some(current) => self.copy(current, &mut window).await?,
                 None => match LineReader::open(&self.path).await {
                     Ok(mut opened) => {
-                        let any = self.copy(&mut opened, &mut skip).await?;
+                        let any = self.copy(&mut opened, &mut window).await?;
                         reader = Some(opened);
                         any
                     }
@@ -188,7 +208,7 @@ impl Reader {
                 && let Some(next) = self.next_file(current.inode, &mut superseded, over)
             {
                 // The first byte in the new file proves that the old one is complete; what came since is read here.
-                self.copy(current, &mut skip).await?;
+                self.copy(current, &mut window).await?;
                 reader = LineReader::open(&next).await.ok();
                 superseded = None;
                 continue;
@@ -355,6 +375,23 @@ mod tests {
     fn append(path: &Path, text: &str) {
         let line = format!("2026-01-01T00:00:00Z stdout F {text}\n");
         OpenOptions::new().create(true).append(true).open(path).unwrap().write_all(line.as_bytes()).unwrap();
+    }
+
+    #[tokio::test]
+    async fn what_is_written_meanwhile_is_not_among_the_last_lines() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("0.log");
+        for (follow, expected) in [(false, "two\n"), (true, "two\nthree\n")] {
+            std::fs::write(&path, "").unwrap();
+            append(&path, "one");
+            append(&path, "two");
+            let (mut reader, receiver) = reader(&LogOptions { follow, ..LogOptions::default() }, &path);
+            let mut window = reader.tail(std::slice::from_ref(&path), 1).await.unwrap();
+            append(&path, "three");
+            reader.copy(&mut LineReader::open(&path).await.unwrap(), &mut window).await.unwrap();
+            drop(reader);
+            assert_eq!(text(receiver).await, expected);
+        }
     }
 
     #[tokio::test]
