@@ -31,14 +31,25 @@ impl WatchCache {
             Err(StoreError::Compacted { oldest }) => oldest,
             Err(error) => return Err(error),
         };
+        // All resources in one read: going back to a revision costs the store a pass over what has happened since.
+        let range = KeyRange::prefix(keys::ROOT);
+        let found = self.store.range(RangeRequest { range, limit: 0, revision: Some(oldest) }).await?;
+        let mut objects: BTreeMap<GroupResource, BTreeMap<String, Arc<CachedObject>>> = BTreeMap::new();
+        for kv in &found.kvs {
+            let Some((resource, rest)) = keys::split(&kv.key) else { continue };
+            let Some(cache) = self.resource(&resource) else { continue };
+            if let Some(object) = CachedObject::read(cache.row(), rest, &kv.value, kv.mod_revision) {
+                objects.entry(resource).or_default().insert(rest.to_owned(), Arc::new(object));
+            }
+        }
         for (resource, cache) in self.all() {
-            self.fill(&resource, &cache, oldest).await?;
+            cache.reset(objects.remove(&resource).unwrap_or_default(), oldest);
         }
         self.applied.send_replace(oldest);
         Ok(oldest)
     }
 
-    /// Reads one resource as it was at a revision.
+    /// Reads one resource, which came later than the others, as it was at a revision.
     pub(super) async fn fill(
         &self,
         resource: &GroupResource,
