@@ -37,4 +37,5 @@ mod websocket;
 pub mod wire;
 pub mod write;
 
+pub use serve::Timeouts;
 pub use server::{Config, Server, ServerError, Serving, StoreConfig};

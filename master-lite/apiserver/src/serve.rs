@@ -9,7 +9,9 @@ use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Notify;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -18,10 +20,27 @@ use crate::core::Core;
 use crate::extension::{BoxError, ConnectionInfo};
 use crate::handlers;
 
-/// Time for a TLS handshake.
-const HANDSHAKE: Duration = Duration::from_secs(10);
-/// Time for a request's headers, as upstream's ReadHeaderTimeout.
-const HEADERS: Duration = Duration::from_secs(32);
+/// How long clients are waited for.
+#[derive(Debug, Clone, Copy)]
+pub struct Timeouts {
+    /// For a TLS handshake.
+    pub handshake: Duration,
+    /// For a request's headers, as upstream's ReadHeaderTimeout.
+    pub headers: Duration,
+}
+
+impl Default for Timeouts {
+    fn default() -> Self {
+        Self { handshake: Duration::from_secs(10), headers: Duration::from_secs(32) }
+    }
+}
+
+/// What a client that takes this for a plain HTTP port is told, word for word as Go's server does.
+const NOT_PLAIN: &[u8] = b"HTTP/1.0 400 Bad Request\r\n\r\nClient sent an HTTP request to an HTTPS server.\n";
+/// First byte of every TLS connection: a handshake record.
+const TLS_HANDSHAKE: u8 = 0x16;
+/// Time for a client to take [`NOT_PLAIN`] and go.
+const GOODBYE: Duration = Duration::from_secs(1);
 /// Time between HTTP/2 pings, and for their answer: a dead peer's watches end.
 const PING: Duration = Duration::from_secs(30);
 /// Time that running requests get after a shutdown.
@@ -36,6 +55,7 @@ pub(crate) async fn accept(
     core: Arc<Core>,
     socket: TcpListener,
     tls: Arc<rustls::ServerConfig>,
+    timeouts: Timeouts,
     shutdown: CancellationToken,
 ) {
     let acceptor = TlsAcceptor::from(tls);
@@ -50,7 +70,7 @@ pub(crate) async fn accept(
         match accepted {
             Ok((stream, address)) => {
                 let connection =
-                    connection(core.clone(), acceptor.clone(), stream, address, shutdown.clone());
+                    connection(core.clone(), acceptor.clone(), stream, address, timeouts, shutdown.clone());
                 tracker.spawn(async move {
                     connection.await;
                     drop(slot);
@@ -72,16 +92,28 @@ pub(crate) async fn accept(
 async fn connection(
     core: Arc<Core>,
     acceptor: TlsAcceptor,
-    stream: TcpStream,
+    mut stream: TcpStream,
     address: SocketAddr,
+    timeouts: Timeouts,
     shutdown: CancellationToken,
 ) {
     // Small frames of watches must not wait for more (Nagle).
     if let Err(error) = stream.set_nodelay(true) {
         tracing::debug!(%error, "TCP_NODELAY");
     }
-    let stream = match tokio::time::timeout(HANDSHAKE, acceptor.accept(stream)).await {
-        Ok(Ok(stream)) => stream,
+    let handshake = async {
+        if is_plain_http(&mut stream).await? {
+            refuse_plain(stream).await?;
+            return Ok(None);
+        }
+        acceptor.accept(stream).await.map(Some)
+    };
+    let stream = match tokio::time::timeout(timeouts.handshake, handshake).await {
+        Ok(Ok(Some(stream))) => stream,
+        Ok(Ok(None)) => {
+            tracing::debug!(%address, "plain HTTP on the TLS port");
+            return;
+        }
         Ok(Err(error)) => {
             tracing::debug!(%address, %error, "TLS handshake failed");
             return;
@@ -96,7 +128,10 @@ async fn connection(
         peer_certificates: certificates.iter().map(|c| c.clone().into_owned()).collect(),
         remote_addr: Some(address),
     };
+    let arrived = Arc::new(Notify::new());
+    let arrival = arrived.clone();
     let service = hyper::service::service_fn(move |request: Request<Incoming>| {
+        arrival.notify_one();
         let core = core.clone();
         let info = info.clone();
         async move {
@@ -106,7 +141,7 @@ async fn connection(
         }
     });
     let mut builder = auto::Builder::new(TokioExecutor::new());
-    builder.http1().timer(TokioTimer::new()).header_read_timeout(HEADERS);
+    builder.http1().timer(TokioTimer::new()).header_read_timeout(timeouts.headers);
     builder
         .http2()
         .timer(TokioTimer::new())
@@ -115,8 +150,18 @@ async fn connection(
         .max_concurrent_streams(STREAMS);
     let connection = builder.serve_connection_with_upgrades(TokioIo::new(stream), service);
     let mut connection = std::pin::pin!(connection);
+    // hyper's timer starts once it knows which HTTP it is: a client that never says so has to be timed here.
+    let first_request_missing = async {
+        if tokio::time::timeout(timeouts.headers, arrived.notified()).await.is_ok() {
+            std::future::pending::<()>().await;
+        }
+    };
     let result = tokio::select! {
         result = connection.as_mut() => result,
+        () = first_request_missing => {
+            tracing::debug!(%address, "no request in time");
+            return;
+        }
         () = shutdown.cancelled() => {
             connection.as_mut().graceful_shutdown();
             connection.await
@@ -125,4 +170,29 @@ async fn connection(
     if let Err(error) = result {
         tracing::debug!(%address, %error, "connection ended");
     }
+}
+
+/// Whether a client speaks HTTP where TLS is spoken. Of one that begins a handshake nothing is taken off the socket.
+async fn is_plain_http(stream: &mut TcpStream) -> std::io::Result<bool> {
+    let mut first = [0];
+    if stream.peek(&mut first).await? == 0 || first == [TLS_HANDSHAKE] {
+        return Ok(false);
+    }
+    let mut start = [0; 5];
+    stream.read_exact(&mut start).await?;
+    if !matches!(&start, b"GET /" | b"HEAD " | b"POST " | b"PUT /" | b"OPTIO") {
+        return Err(std::io::Error::new(std::io::ErrorKind::InvalidData, "neither TLS nor HTTP"));
+    }
+    Ok(true)
+}
+
+/// Answers it, and waits a little for its end: closing a socket with unread bytes would throw the answer away.
+async fn refuse_plain(mut stream: TcpStream) -> std::io::Result<()> {
+    stream.write_all(NOT_PLAIN).await?;
+    stream.shutdown().await?;
+    let mut rest = [0; 4096];
+    let drain = async { while stream.read(&mut rest).await.is_ok_and(|read| read > 0) {} };
+    // Over time or not, it was told.
+    let _ = tokio::time::timeout(GOODBYE, drain).await;
+    Ok(())
 }

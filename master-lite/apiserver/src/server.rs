@@ -17,6 +17,7 @@ use crate::cache::WatchCache;
 use crate::core::{Core, LateCore, PathHandler};
 use crate::extension::{Body, BoxError, Extensions, InProcessUser, ServerHandles, UserInfo};
 use crate::metrics::Metrics;
+use crate::serve::Timeouts;
 use crate::{bootstrap, definitions, handlers, serve};
 
 /// Where objects are kept.
@@ -101,8 +102,13 @@ impl Server {
         bootstrap::services(&client, &cluster).await.map_err(ServerError::Bootstrap)?;
         bootstrap::service_cidr(&client, &cluster).await.map_err(ServerError::Bootstrap)?;
         bootstrap::priorities(&client).await.map_err(ServerError::Bootstrap)?;
-        let serving =
-            Serving { listen: config.listen, listeners: config.listeners, tls: Arc::new(tls), cluster };
+        let serving = Serving {
+            listen: config.listen,
+            listeners: config.listeners,
+            tls: Arc::new(tls),
+            timeouts: Timeouts::default(),
+            cluster,
+        };
         Ok((server, serving))
     }
 }
@@ -220,7 +226,13 @@ impl Server {
             if let Ok(address) = socket.local_addr() {
                 tracing::info!(%address, "serving the Kubernetes API");
             }
-            accepting.spawn(serve::accept(self.core.clone(), socket, serving.tls.clone(), shutdown.clone()));
+            accepting.spawn(serve::accept(
+                self.core.clone(),
+                socket,
+                serving.tls.clone(),
+                serving.timeouts,
+                shutdown.clone(),
+            ));
         }
         while accepting.join_next().await.is_some() {}
         reconcile.abort();
@@ -236,6 +248,8 @@ pub struct Serving {
     pub listeners: Vec<std::net::TcpListener>,
     /// Certificates.
     pub tls: Arc<rustls::ServerConfig>,
+    /// How long slow clients are waited for.
+    pub timeouts: Timeouts,
     /// What the `kubernetes` Service says.
     pub cluster: bootstrap::Cluster,
 }

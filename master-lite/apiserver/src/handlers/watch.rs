@@ -209,7 +209,8 @@ impl Session {
     /// Sends everything until the time is over, the client is gone, or the watcher was dropped.
     async fn run(mut self, frames: mpsc::Sender<Bytes>) {
         self.call.core.metrics.watches.inc();
-        self.send_all(&frames).await;
+        // Over everything: a client that stopped reading holds up `send`, and must not hold its queue for ever.
+        let _over = tokio::time::timeout_at(self.deadline, self.send_all(&frames)).await;
         self.call.core.metrics.watches.dec();
     }
 
@@ -239,7 +240,6 @@ impl Session {
                     }
                     frames.send(self.bookmark(revision, false)).await.ok()?;
                 }
-                () = tokio::time::sleep_until(self.deadline) => return None,
                 () = frames.closed() => return None,
             }
         }
