@@ -8,7 +8,7 @@ use std::sync::Arc;
 use k8s_openapi::api::core::v1::{Container, Pod};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 
-use super::podext::{PodExt, container_of_ephemeral};
+use super::podext::{PodExt, container_of_ephemeral, is_sidecar};
 use super::qos::{Side, amount, pod_amount};
 use crate::status::generate::Verdict;
 
@@ -89,8 +89,47 @@ pub fn unsupported_in_container(container: &Container, selinux: bool) -> Option<
 
 /// Whether the pod fits beside the others. `others`: pods of this node that are not terminal.
 pub fn fits(pod: &Pod, others: &[Arc<Pod>], allocatable: &BTreeMap<String, Quantity>) -> Option<Verdict> {
-    let Verdict { reason, message } = lacking(pod, others, allocatable)?;
+    let Verdict { reason, message } =
+        lacking(pod, others, allocatable).or_else(|| ports_taken(pod, others))?;
     Some(Verdict { reason, message: format!("Pod was rejected: {message}") })
+}
+
+/// Whether a host port that the pod wants is another's: a pod that was bound without a scheduler may want one.
+fn ports_taken(pod: &Pod, others: &[Arc<Pod>]) -> Option<Verdict> {
+    let wanted = host_ports(pod);
+    let rest = others.iter().filter(|o| PodExt::uid(&***o) != PodExt::uid(pod) && !o.is_terminal());
+    let taken = rest.flat_map(|other| host_ports(other)).any(|t| wanted.iter().any(|w| w.conflicts(&t)));
+    taken.then(|| Verdict {
+        reason: "NodePorts".into(),
+        message: "Predicate NodePorts failed: node(s) didn't have free ports for the requested pod ports"
+            .into(),
+    })
+}
+
+/// A port of the node that a container wants.
+struct HostPort<'a> {
+    protocol: &'a str,
+    /// Empty for every address.
+    ip: &'a str,
+    port: i32,
+}
+
+impl HostPort<'_> {
+    fn conflicts(&self, other: &HostPort<'_>) -> bool {
+        let overlap = self.ip == other.ip || self.ip.is_empty() || other.ip.is_empty();
+        self.port == other.port && self.protocol == other.protocol && overlap
+    }
+}
+
+fn host_ports(pod: &Pod) -> Vec<HostPort<'_>> {
+    let sidecars = pod.init_containers().iter().filter(|container| is_sidecar(container));
+    let ports = PodExt::spec(pod).containers.iter().chain(sidecars).flat_map(|c| c.ports.iter().flatten());
+    let published = ports.filter_map(|port| {
+        let number = port.host_port.filter(|number| *number > 0)?;
+        let ip = port.host_ip.as_deref().filter(|ip| *ip != "0.0.0.0").unwrap_or_default();
+        Some(HostPort { protocol: port.protocol.as_deref().unwrap_or("TCP"), ip, port: number })
+    });
+    published.collect()
 }
 
 /// What the node lacks for the pod beside the others, if anything.
@@ -159,6 +198,33 @@ mod tests {
             json!({"securityContext": {"seLinuxOptions": {"level": "s0"}}, "containers": [{"name": "a"}]});
         assert_eq!(unsupported_features(&pod_json(options.clone()), false), None);
         assert!(unsupported_features(&pod_json(options), true).is_some());
+    }
+
+    #[test]
+    fn host_ports_are_had_once() {
+        let pod = |uid: &str, port: serde_json::Value| {
+            let mut p = pod_json(json!({"containers": [{"name": "a", "ports": [port]}]}));
+            p.metadata.uid = Some(uid.into());
+            p
+        };
+        let check = |taken: serde_json::Value, wanted: serde_json::Value, free: bool| {
+            let verdict =
+                fits(&pod("n", wanted.clone()), &[Arc::new(pod("o", taken.clone()))], &BTreeMap::new());
+            assert_eq!(verdict.is_none(), free, "{taken} {wanted}");
+            if let Some(verdict) = verdict {
+                assert_eq!(verdict.reason, "NodePorts");
+                assert!(verdict.message.starts_with("Pod was rejected: Predicate NodePorts failed"));
+            }
+        };
+        let on = |ip: &str| json!({"containerPort": 1, "hostPort": 80, "hostIP": ip});
+        let any = json!({"containerPort": 1, "hostPort": 80});
+        check(any.clone(), any.clone(), false);
+        check(any.clone(), json!({"containerPort": 80}), true);
+        check(any.clone(), json!({"containerPort": 1, "hostPort": 81}), true);
+        check(any.clone(), json!({"containerPort": 1, "hostPort": 80, "protocol": "UDP"}), true);
+        check(on("10.0.0.1"), on("10.0.0.2"), true);
+        check(on("10.0.0.1"), on("10.0.0.1"), false);
+        check(on("10.0.0.1"), on("0.0.0.0"), false);
     }
 
     #[test]
