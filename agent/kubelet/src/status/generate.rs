@@ -13,7 +13,7 @@ use super::conditions;
 use super::containers::{Facts, statuses};
 use super::phase::{Phase, phase};
 use crate::clock::api_time;
-use crate::pods::podext::{ContainerKind, PodExt, container_of_ephemeral};
+use crate::pods::podext::{ContainerKind, PodExt, container_of_ephemeral, is_sidecar};
 use crate::pods::qos::{self, Side, qos_class};
 use crate::pods::resize::Actuated;
 use crate::pods::resize::report::Progress;
@@ -66,9 +66,10 @@ pub fn generate(input: &Input<'_>) -> PodStatus {
     let mut init = make(ContainerKind::Init, pod.init_containers(), &input.old.init_container_statuses);
     let mut debug = make(ContainerKind::Ephemeral, &ephemeral, &input.old.ephemeral_container_statuses);
     if input.terminated {
-        for status in regular.iter_mut().chain(&mut init).chain(&mut debug) {
-            settle(status);
+        if initialized(pod, &regular, &init) {
+            regular.iter_mut().for_each(settle);
         }
+        begun(&mut init).iter_mut().chain(&mut debug).for_each(settle);
     }
     let all: Vec<ContainerStatus> = regular.iter().chain(&init).cloned().collect();
 
@@ -151,6 +152,36 @@ pub fn generate(input: &Input<'_>) -> PodStatus {
         // Fields of other owners are not ours to write.
         ..PodStatus::default()
     }
+}
+
+/// Whether the pod came as far as its containers: those of a pod that did not were never lost. Source: upstream
+/// `hasPodInitialized` in `pkg/kubelet/status/status_manager.go`.
+fn initialized(pod: &Pod, regular: &[ContainerStatus], init: &[ContainerStatus]) -> bool {
+    let has_run = |status: &ContainerStatus| {
+        let state = status.state.as_ref();
+        state.is_some_and(|s| s.running.is_some() || s.terminated.is_some())
+            || status.last_state.as_ref().is_some_and(|s| s.terminated.is_some())
+    };
+    let Some((last, status)) = pod.init_containers().last().zip(init.last()) else { return true };
+    let state = status.state.as_ref();
+    let last_is_done = if is_sidecar(last) {
+        status.started == Some(true) && state.is_some_and(|s| s.running.is_some())
+    } else {
+        state.and_then(|s| s.terminated.as_ref()).is_some_and(|t| t.exit_code == 0)
+    };
+    last_is_done || regular.iter().any(has_run)
+}
+
+/// Init containers up to the last that was ever tried; the first counts as tried. Source: upstream
+/// `initializedContainers`, there.
+fn begun(init: &mut [ContainerStatus]) -> &mut [ContainerStatus] {
+    let tried = |status: &ContainerStatus| {
+        status.state.as_ref().is_none_or(|s| s.waiting.is_none())
+            || status.last_state.as_ref().is_some_and(|s| s.terminated.is_some())
+    };
+    let count = init.iter().rposition(tried).unwrap_or(0) + 1;
+    let count = count.min(init.len());
+    &mut init[..count]
 }
 
 /// A container that is not terminated although its pod is was lost: say so rather than leave it running or waiting.
@@ -258,6 +289,32 @@ mod tests {
         let s = run(&deleting, &observed, true, true, None);
         assert!(s.container_statuses.unwrap().iter().all(|c| c.state.as_ref().unwrap().terminated.is_some()));
         assert_eq!(s.phase.as_deref(), Some("Failed"));
+    }
+
+    #[test]
+    fn containers_that_were_never_reached_are_not_lost() {
+        let spec = json!({
+            "restartPolicy": "Never",
+            "initContainers": [{"name": "i1"}, {"name": "i2"}],
+            "containers": [{"name": "a"}],
+        });
+        let check = |seen: Vec<keelson_cri::ContainerStatus>, want: [Option<&str>; 3]| {
+            let observed = ObservedPod::new(vec![cri_sandbox(0, true)], seen);
+            let status = run(&pod_json(spec.clone()), &observed, true, true, None);
+            let init = status.init_container_statuses.unwrap_or_default();
+            let all: Vec<_> = init.into_iter().chain(status.container_statuses.unwrap_or_default()).collect();
+            let got: Vec<_> = all
+                .iter()
+                .map(|status| status.state.as_ref()?.terminated.as_ref()?.reason.as_deref())
+                .collect();
+            assert_eq!(got, want);
+        };
+        let ended = |name, code| cri_container(name, 0, CriState::Exited, Some(code));
+        check(vec![ended("i1", 1)], [Some("Error"), None, None]);
+        check(vec![ended("i1", 0), ended("i2", 1)], [Some("Completed"), Some("Error"), None]);
+        check(vec![], [Some("ContainerStatusUnknown"), None, None]);
+        let all_done = [Some("Completed"), Some("Completed"), Some("ContainerStatusUnknown")];
+        check(vec![ended("i1", 0), ended("i2", 0)], all_done);
     }
 
     #[test]
