@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use crate::admission;
 use crate::admission::node_restriction::NodeRestriction;
+use crate::admission::webhook::Webhooks;
 use crate::authn::jwt::{JwtError, TokenKey};
 use crate::authn::openid::{JWKS_PATH, OpenIdDocuments};
 use crate::authn::service_account::TokenIssuer;
@@ -54,6 +55,8 @@ pub struct AuthStack {
     pub mutating: Vec<Arc<dyn MutatingAdmission>>,
     /// Admission that only refuses, in order.
     pub validating: Vec<Arc<dyn ValidatingAdmission>>,
+    /// Webhooks, which are among both.
+    pub webhooks: Arc<Webhooks>,
     /// Reviews and token requests.
     pub virtual_resources: HashMap<ExtensionKey, Arc<dyn VirtualResource>>,
     /// Logs, exec, attach, port-forward and proxies.
@@ -72,6 +75,7 @@ impl AuthStack {
             authorizer: self.authorizer.clone(),
             mutating: self.mutating.clone(),
             validating: self.validating.clone(),
+            webhooks: Some(self.webhooks.clone()),
             virtual_resources: self.virtual_resources.clone(),
             connectors: self.connectors.clone(),
         }
@@ -109,12 +113,14 @@ pub fn build(config: &AuthConfig, handles: &ServerHandles) -> Result<AuthStack, 
     });
     let dialer = Arc::new(Dialer::new(&config.pki, reader.clone())?);
     let connectors = kubelet_proxy::connectors(dialer.clone(), reader.clone(), authorizer.clone());
+    let webhooks = Arc::new(Webhooks::new(reader.clone(), handles.core.clone(), dialer.clone()));
     Ok(AuthStack {
         pki: config.pki.clone(),
         authenticator,
         authorizer: authorizer.clone(),
-        mutating: admission::mutating(&reader, node_restriction),
-        validating: admission::validating(&reader, &authorizer, handles.core.clone()),
+        mutating: admission::mutating(&reader, node_restriction, webhooks.clone()),
+        validating: admission::validating(&reader, &authorizer, handles.core.clone(), webhooks.clone()),
+        webhooks,
         virtual_resources,
         connectors,
         dialer,

@@ -14,7 +14,7 @@ use serde_json::Value;
 
 use crate::core::Core;
 use crate::delete::Delete;
-use crate::extension::UserInfo;
+use crate::extension::{HookView, Hooks, UserInfo};
 use crate::filter::Filter;
 use crate::options::{DeleteOptions, WriteOptions};
 use crate::status::{Result, StatusError};
@@ -186,6 +186,7 @@ async fn write(core: &Core, name: &str, subresource: &str, new: &Value) -> Resul
         user: UserInfo::apiserver(),
         manager: SERVER.to_owned(),
         options: WriteOptions::own(),
+        view: HookView::Row,
     };
     let make = |_: &Value| Ok((new.clone(), Vec::new()));
     match write.update(name, Ownership::Compare, &make).await {
@@ -246,6 +247,8 @@ async fn empty(core: &Core, definition: &Value) -> Result<usize> {
             namespace: &object.namespace,
             user: UserInfo::apiserver(),
             options: DeleteOptions::default(),
+            // The definition's own deletion has been asked about.
+            hooks: Hooks::new(HookView::Hidden),
         };
         match delete.run(&object.name).await {
             Err(error) if error.code != 404 => return Err(error),

@@ -6,9 +6,10 @@ use keelson_api::resources::{Deletion, DeletionRequest, Resource};
 use keelson_store::Txn;
 use serde_json::{Value, json};
 
+use crate::admission;
 use crate::cache::store_error;
 use crate::core::Core;
-use crate::extension::{Attributes, Operation, UserInfo};
+use crate::extension::{Attributes, Hooks, Operation, UserInfo};
 use crate::keys;
 use crate::options::{DeleteOptions, Propagation};
 use crate::status::{Result, StatusError};
@@ -32,6 +33,8 @@ pub struct Delete<'a> {
     pub user: UserInfo,
     /// How.
     pub options: DeleteOptions,
+    /// What webhooks see, and what they warn of.
+    pub hooks: Hooks,
 }
 
 /// How it went.
@@ -134,11 +137,11 @@ impl Delete<'_> {
             object: None,
             old_object: Some(Arc::new(old.clone())),
             dry_run: self.options.dry_run,
+            options: self.options.to_value(),
+            hooks: self.hooks.clone(),
         };
         let extensions = self.core.extensions();
-        for plugin in &extensions.mutating {
-            plugin.admit(&mut attributes).await?;
-        }
+        admission::mutate(&extensions.mutating, &mut attributes).await?;
         for plugin in &extensions.validating {
             plugin.validate(&attributes).await?;
         }

@@ -14,6 +14,8 @@ use keelson_api::meta::{GroupResource, GroupVersionKind};
 use rustls_pki_types::CertificateDer;
 use serde_json::Value;
 
+pub use crate::admission::hooks::{HookView, Hooks};
+use crate::admission::webhook::Webhooks;
 pub use crate::core::LateCore;
 pub use crate::request_info::RequestInfo;
 pub use crate::status::{Result, StatusError};
@@ -202,6 +204,11 @@ pub struct Attributes {
     pub old_object: Option<Arc<Value>>,
     /// Nothing will be kept.
     pub dry_run: bool,
+    /// The operation's options (`CreateOptions`, `UpdateOptions`, `DeleteOptions`) as webhooks get them; null for
+    /// connects.
+    pub options: Value,
+    /// What webhooks see, and what they have to say.
+    pub hooks: Hooks,
 }
 
 /// A plug-in that may change a new object. Runs before validation, in the order of [`Extensions::mutating`].
@@ -209,7 +216,8 @@ pub struct Attributes {
 pub trait MutatingAdmission: Send + Sync + 'static {
     /// Short name for errors and metrics.
     fn name(&self) -> &'static str;
-    /// Changes `attributes.object`, or refuses. Called again if the write is retried after a conflict.
+    /// Changes `attributes.object`, or refuses. Called again if the write is retried after a conflict, and once more
+    /// after a webhook has changed the object.
     async fn admit(&self, attributes: &mut Attributes) -> Result<()>;
 }
 
@@ -306,6 +314,8 @@ pub struct Extensions {
     pub mutating: Vec<Arc<dyn MutatingAdmission>>,
     /// In order.
     pub validating: Vec<Arc<dyn ValidatingAdmission>>,
+    /// Those of the plug-ins that ask others, for requests that are no writes of stored objects.
+    pub webhooks: Option<Arc<Webhooks>>,
     /// Computed resources.
     pub virtual_resources: HashMap<ExtensionKey, Arc<dyn VirtualResource>>,
     /// Connection-owning subresources.
@@ -320,6 +330,7 @@ impl Extensions {
             authorizer: Arc::new(AlwaysAllow),
             mutating: Vec::new(),
             validating: Vec::new(),
+            webhooks: None,
             virtual_resources: HashMap::new(),
             connectors: HashMap::new(),
         }

@@ -2,7 +2,7 @@
 
 use keelson_api::field::FieldError;
 use keelson_api::meta::GroupVersionKind;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::status::{Result, StatusError};
 use crate::wire::FieldValidation;
@@ -142,6 +142,23 @@ impl WriteOptions {
         })
     }
 
+    /// The same as an object (`CreateOptions` or `UpdateOptions`, which a patch's options become), for admission.
+    pub fn to_value(&self, kind: &str) -> Value {
+        let mut value = json!({"kind": kind, "apiVersion": "meta.k8s.io/v1"});
+        if self.dry_run {
+            value["dryRun"] = json!(["All"]);
+        }
+        if !self.manager.is_empty() {
+            value["fieldManager"] = self.manager.as_str().into();
+        }
+        match self.validation {
+            FieldValidation::Strict => value["fieldValidation"] = "Strict".into(),
+            FieldValidation::Ignore => value["fieldValidation"] = "Ignore".into(),
+            FieldValidation::Warn => {}
+        }
+        value
+    }
+
     /// Who owns what the request changes: the manager that it names, or the program that sent it.
     pub fn manager_or_agent(&self, user_agent: &str) -> String {
         if self.manager.is_empty() { manager_of_agent(user_agent) } else { self.manager.clone() }
@@ -241,6 +258,31 @@ impl DeleteOptions {
             }
         };
         Ok(options)
+    }
+
+    /// The same as an object, for admission.
+    pub fn to_value(&self) -> Value {
+        let mut value = json!({"kind": "DeleteOptions", "apiVersion": "meta.k8s.io/v1"});
+        if let Some(seconds) = self.grace_period_seconds {
+            value["gracePeriodSeconds"] = seconds.into();
+        }
+        for (field, given) in [("uid", &self.uid), ("resourceVersion", &self.resource_version)] {
+            if let Some(given) = given {
+                value["preconditions"][field] = given.as_str().into();
+            }
+        }
+        if let Some(propagation) = self.propagation {
+            value["propagationPolicy"] = match propagation {
+                Propagation::Orphan => "Orphan",
+                Propagation::Background => "Background",
+                Propagation::Foreground => "Foreground",
+            }
+            .into();
+        }
+        if self.dry_run {
+            value["dryRun"] = json!(["All"]);
+        }
+        value
     }
 }
 

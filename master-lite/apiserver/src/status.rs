@@ -1,5 +1,7 @@
 //! `metav1.Status` errors in upstream's words (`k8s.io/apimachinery/pkg/api/errors`).
 
+use std::borrow::Cow;
+
 use keelson_api::field::FieldError;
 use keelson_api::meta::{GroupResource, GroupVersionKind};
 use serde_json::{Value, json};
@@ -13,7 +15,7 @@ pub struct StatusError {
     /// HTTP status code.
     pub code: u16,
     /// `metav1.StatusReason`; empty means unknown.
-    pub reason: &'static str,
+    pub reason: Cow<'static, str>,
     /// Sentence for a person.
     pub message: String,
     /// `metav1.StatusDetails` as JSON, if any.
@@ -42,7 +44,7 @@ fn details(resource: &GroupResource, name: &str) -> Value {
 impl StatusError {
     /// Any code and reason, without details.
     pub fn new(code: u16, reason: &'static str, message: impl Into<String>) -> Self {
-        Self { code, reason, message: message.into(), details: None, continue_token: None }
+        Self { code, reason: reason.into(), message: message.into(), details: None, continue_token: None }
     }
 
     /// 404 for an object.
@@ -201,7 +203,7 @@ impl StatusError {
             "status": "Failure", "message": self.message,
         });
         if !self.reason.is_empty() {
-            status["reason"] = self.reason.into();
+            status["reason"] = self.reason.as_ref().into();
         }
         if let Some(details) = &self.details {
             status["details"] = details.clone();

@@ -22,9 +22,10 @@ use keelson_api::resources::{Resource, StrategyContext, metadata};
 use keelson_store::{KeyValue, Txn};
 use serde_json::{Value, json};
 
+use crate::admission;
 use crate::authz::forbidden;
 use crate::core::Core;
-use crate::extension::{Attributes, AuthorizerAttributes, Decision, Operation, UserInfo};
+use crate::extension::{Attributes, AuthorizerAttributes, Decision, HookView, Hooks, Operation, UserInfo};
 use crate::keys;
 use crate::options::WriteOptions;
 use crate::owners::Owners;
@@ -59,6 +60,8 @@ pub struct Write<'a> {
     pub manager: String,
     /// Dry run, field validation.
     pub options: WriteOptions,
+    /// What webhooks see of it.
+    pub view: HookView,
 }
 
 /// A configuration to be applied.
@@ -99,6 +102,17 @@ pub fn now() -> String {
     chrono::Utc::now().to_rfc3339_opts(chrono::SecondsFormat::Secs, true)
 }
 
+/// An object of a row's version in the form in which it is stored.
+pub(crate) fn to_storage(row: &Resource, version: &str, mut object: Value) -> Value {
+    if version != row.storage_version {
+        object["apiVersion"] = row.storage_gvk().api_version().into();
+    }
+    match row.converter {
+        Some(converter) => (converter.to_storage)(object),
+        None => object,
+    }
+}
+
 impl Write<'_> {
     fn gvk(&self) -> GroupVersionKind {
         self.row.gvk(self.version)
@@ -108,14 +122,8 @@ impl Write<'_> {
         keys::object(&self.row.storage, self.row.namespaced.then_some(self.namespace), name)
     }
 
-    fn to_storage(&self, mut object: Value) -> Value {
-        if self.version != self.row.storage_version {
-            object["apiVersion"] = self.row.storage_gvk().api_version().into();
-        }
-        match self.row.converter {
-            Some(converter) => (converter.to_storage)(object),
-            None => object,
-        }
+    fn to_storage(&self, object: Value) -> Value {
+        to_storage(self.row, self.version, object)
     }
 
     fn to_view(&self, object: Value) -> Value {
@@ -157,9 +165,14 @@ impl Write<'_> {
     }
 
     fn attributes(&self, operation: Operation, name: &str) -> Attributes {
+        let options = if operation == Operation::Create { "CreateOptions" } else { "UpdateOptions" };
+        let kind = match self.view {
+            HookView::Scale(_) => GroupVersionKind::new("autoscaling", "v1", "Scale"),
+            _ => self.gvk(),
+        };
         Attributes {
             operation,
-            kind: self.gvk(),
+            kind,
             resource: self.row.group_resource(),
             version: self.version.to_owned(),
             subresource: self.subresource.to_owned(),
@@ -169,6 +182,8 @@ impl Write<'_> {
             object: None,
             old_object: None,
             dry_run: self.options.dry_run,
+            options: self.options.to_value(options),
+            hooks: Hooks::new(self.view.clone()),
         }
     }
 
@@ -183,13 +198,22 @@ impl Write<'_> {
     /// Stage 5: returns the object as admission left it.
     async fn mutate(&self, attributes: &mut Attributes, object: Value) -> Result<Value> {
         attributes.object = Some(object);
-        for plugin in &self.core.extensions().mutating {
-            plugin.admit(attributes).await?;
-        }
+        admission::mutate(&self.core.extensions().mutating, attributes).await?;
         let mut object = attributes.object.take().unwrap_or(Value::Null);
         // What admission added (volumes, tolerations) gets its defaults too.
         self.row.strategy.default(&mut object);
         Ok(object)
+    }
+
+    /// The name of a new object after admission, which may change it, but not where it is.
+    fn identity_kept(&self, object: &Value, before: String) -> Result<String> {
+        let meta = &object["metadata"];
+        if self.row.namespaced && meta["namespace"] != self.namespace {
+            return Err(StatusError::bad_request(
+                "the namespace of the provided object does not match the namespace sent on the request",
+            ));
+        }
+        Ok(meta["name"].as_str().map_or(before, str::to_owned))
     }
 
     /// Second half of stage 6.
@@ -221,6 +245,7 @@ impl Write<'_> {
 
         let mut attributes = self.attributes(Operation::Create, &name);
         let mut object = self.mutate(&mut attributes, object).await?;
+        let name = self.identity_kept(&object, name)?;
 
         let context = self.strategy_context();
         if let Some(map) = object.as_object_mut()
@@ -238,6 +263,7 @@ impl Write<'_> {
             return Err(StatusError::invalid(&gvk, &name, &errors));
         }
         self.admit(&mut attributes, &object).await?;
+        warnings.extend(attributes.hooks.take_warnings());
         warnings.extend(self.row.strategy.warnings(&object, None));
 
         let reservation = self.core.allocators().assign(&self.row.storage, &mut object, None)?;
@@ -430,6 +456,10 @@ impl Write<'_> {
         let mut attributes = self.attributes(Operation::Update, name);
         attributes.old_object = Some(Arc::new(old.clone()));
         let mut new = self.mutate(&mut attributes, new).await?;
+        if attributes.hooks.is_changed() {
+            // Webhooks may write no more than the request may.
+            carry_over(&mut new, &old, self.row, self.subresource);
+        }
 
         let context = self.strategy_context();
         self.row.strategy.prepare_for_update(&context, &mut new, &old);
@@ -447,6 +477,7 @@ impl Write<'_> {
             return Err(StatusError::invalid(&gvk, name, &errors));
         }
         self.admit(&mut attributes, &new).await?;
+        warnings.extend(attributes.hooks.take_warnings());
         warnings.extend(self.row.strategy.warnings(&new, Some(&old)));
 
         // An object that was only waiting for its finalizers goes with the last of them.

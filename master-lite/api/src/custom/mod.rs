@@ -2,6 +2,7 @@
 //! schema for the objects of such a row.
 
 mod columns;
+pub mod condition;
 pub mod definition;
 mod format;
 mod json_path;

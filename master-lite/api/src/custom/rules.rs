@@ -56,11 +56,16 @@ pub struct Rule {
     optional_old: bool,
 }
 
+thread_local! {
+    /// What expressions can call.
+    pub(super) static FUNCTIONS: Context<'static> = functions();
+}
+
 fn text<'v>(rule: &'v Value, key: &str) -> &'v str {
     rule[key].as_str().unwrap_or_default()
 }
 
-fn compile(text: &str) -> Result<Program, String> {
+pub(super) fn compile(text: &str) -> Result<Program, String> {
     Program::compile(text).map_err(|error| error.to_string())
 }
 
@@ -76,9 +81,6 @@ pub(super) fn evaluate(
     old: Option<&Value>,
     schema: &Structural,
 ) -> Vec<FieldError> {
-    thread_local! {
-        static FUNCTIONS: Context<'static> = functions();
-    }
     let mut errors = Vec::new();
     if schema.is_ruled {
         FUNCTIONS.with(|functions| {
@@ -276,7 +278,7 @@ pub(super) fn blocked() -> FieldError {
 }
 
 /// A value as rules see it.
-fn convert(value: &Value, schema: Option<&Structural>) -> Cel {
+pub(super) fn convert(value: &Value, schema: Option<&Structural>) -> Cel {
     match value {
         Value::Null => Cel::Null,
         Value::Bool(value) => Cel::Bool(*value),
@@ -441,25 +443,30 @@ fn leads_somewhere(path: &str, schema: &Value) -> bool {
 
 /// Parses an expression; tells whether it speaks of the value before.
 fn check_source(source: &str, field: &str, errors: &mut Vec<FieldError>) -> bool {
-    let mut complain = |why: String| errors.push(FieldError::invalid(field, &source.into(), why));
+    let (program, complaints) = checked(source, &["self", "oldSelf"]);
+    errors.extend(complaints.into_iter().map(|why| FieldError::invalid(field, &source.into(), why)));
+    program.is_some_and(|program| variables(program.expression()).contains("oldSelf"))
+}
+
+/// Compiles an expression that may speak of these variables; also returns what is wrong with it.
+pub(super) fn checked(source: &str, known: &[&str]) -> (Option<Program>, Vec<String>) {
     let program = match compile(source) {
         Ok(program) => program,
-        Err(error) => {
-            complain(format!("compilation failed: {error}"));
-            return false;
-        }
+        Err(error) => return (None, vec![format!("compilation failed: {error}")]),
     };
+    let mut complaints = Vec::new();
     for name in MISSING.iter().filter(|name| program.references().has_function(**name)) {
-        complain(format!("compilation failed: {name}, as it is used here, is not supported by this server"));
+        complaints
+            .push(format!("compilation failed: {name}, as it is used here, is not supported by this server"));
     }
-    let variables = variables(program.expression());
-    for name in &variables {
+    for name in variables(program.expression()) {
         // A namespace of functions looks like a variable.
-        if !matches!(*name, "self" | "oldSelf") && !NAMESPACES.contains(name) && !TYPES.contains(name) {
-            complain(format!("compilation failed: undeclared reference to '{name}' (in container '')"));
+        if !known.contains(&name) && !NAMESPACES.contains(&name) && !TYPES.contains(&name) {
+            complaints
+                .push(format!("compilation failed: undeclared reference to '{name}' (in container '')"));
         }
     }
-    variables.contains("oldSelf")
+    (Some(program), complaints)
 }
 
 /// The variables that an expression takes from outside.

@@ -1,10 +1,11 @@
 //! Built-in admission: plug-ins that complete or refuse writes, in upstream's order
 //! (`pkg/kubeapiserver/options/plugins.go`).
 //!
-//! PodSecurity and the webhooks aren't here yet.
+//! PodSecurity isn't here yet.
 
 pub mod certificates;
 pub mod classes;
+pub mod hooks;
 pub mod limit_ranger;
 pub mod namespace_lifecycle;
 pub mod node_restriction;
@@ -17,6 +18,7 @@ pub mod service_account;
 #[cfg(test)]
 pub(crate) mod testing;
 pub mod tolerations;
+pub mod webhook;
 
 use std::sync::Arc;
 
@@ -25,14 +27,17 @@ use serde_json::Value;
 use crate::authz::ClusterAuthorizer;
 use crate::authz::escalation::Escalation;
 use crate::extension::{
-    Attributes, LateCore, MutatingAdmission, ObjectReader, Operation, StatusError, ValidatingAdmission,
+    Attributes, LateCore, MutatingAdmission, ObjectReader, Operation, Result, StatusError,
+    ValidatingAdmission,
 };
 use node_restriction::NodeRestriction;
+use webhook::Webhooks;
 
 /// Plug-ins that may change objects, in order.
 pub fn mutating(
     reader: &Arc<dyn ObjectReader>,
     node_restriction: Arc<NodeRestriction>,
+    webhooks: Arc<Webhooks>,
 ) -> Vec<Arc<dyn MutatingAdmission>> {
     vec![
         Arc::new(namespace_lifecycle::NamespaceLifecycle::new(reader.clone())),
@@ -45,6 +50,7 @@ pub fn mutating(
         Arc::new(classes::DefaultClasses::new(reader.clone())),
         Arc::new(runtime_class::RuntimeClass::new(reader.clone())),
         Arc::new(certificates::RequestorOfSigningRequest),
+        webhooks,
     ]
 }
 
@@ -53,6 +59,7 @@ pub fn validating(
     reader: &Arc<dyn ObjectReader>,
     authorizer: &Arc<ClusterAuthorizer>,
     core: LateCore,
+    webhooks: Arc<Webhooks>,
 ) -> Vec<Arc<dyn ValidatingAdmission>> {
     vec![
         Arc::new(limit_ranger::LimitRanger::new(reader.clone())),
@@ -63,9 +70,26 @@ pub fn validating(
         Arc::new(certificates::CertificateSigning::new(authorizer.clone())),
         Arc::new(certificates::CertificateSubjectRestriction),
         Arc::new(pod_resize::PodResizeValidator::new(reader.clone())),
+        webhooks,
         // Last: what others refuse must not be charged.
         Arc::new(resource_quota::ResourceQuota::new(reader.clone(), core)),
     ]
+}
+
+/// Runs the plug-ins that may change an object; all of them once more if a webhook has changed it.
+pub(crate) async fn mutate(
+    plugins: &[Arc<dyn MutatingAdmission>],
+    attributes: &mut Attributes,
+) -> Result<()> {
+    for plugin in plugins {
+        plugin.admit(attributes).await?;
+    }
+    if attributes.hooks.begin_again() {
+        for plugin in plugins {
+            plugin.admit(attributes).await?;
+        }
+    }
+    Ok(())
 }
 
 /// A refusal as upstream's `admission.NewForbidden` words it: `pods "x" is forbidden: WHY`.

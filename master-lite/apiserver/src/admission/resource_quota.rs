@@ -14,7 +14,9 @@ use serde_json::Value;
 
 use super::forbidden;
 use crate::core::{Core, LateCore};
-use crate::extension::{Attributes, ObjectReader, Operation, Result, UserInfo, ValidatingAdmission};
+use crate::extension::{
+    Attributes, HookView, ObjectReader, Operation, Result, UserInfo, ValidatingAdmission,
+};
 use crate::options::WriteOptions;
 use crate::write::{Ownership, SERVER, Write};
 
@@ -61,6 +63,7 @@ impl ResourceQuota {
             user: UserInfo::apiserver(),
             manager: SERVER.to_owned(),
             options: WriteOptions::own(),
+            view: HookView::Row,
         };
         let make = |current: &Value| {
             let mut new = current.clone();

@@ -6,7 +6,7 @@ use keelson_api::meta::{GroupResource, GroupVersionKind};
 use serde_json::Value;
 
 use crate::authz::rbac::text;
-use crate::extension::{Attributes, Operation, UserInfo};
+use crate::extension::{Attributes, Hooks, Operation, UserInfo};
 
 /// A create by an administrator; `resource` may have a subresource.
 pub(crate) fn create(group: &str, resource: &str, object: Value) -> Attributes {
@@ -23,6 +23,8 @@ pub(crate) fn create(group: &str, resource: &str, object: Value) -> Attributes {
         object: Some(object),
         old_object: None,
         dry_run: false,
+        options: Value::Null,
+        hooks: Hooks::default(),
     }
 }
 

@@ -193,6 +193,8 @@ mod tests {
                 object: Some(object),
                 old_object: old.map(Arc::new),
                 dry_run: false,
+                options: Value::Null,
+                hooks: crate::extension::Hooks::default(),
             };
             let got = plugin.validate(&attributes).await.err().map(|e| e.message).unwrap_or_default();
             assert_eq!(got, want);

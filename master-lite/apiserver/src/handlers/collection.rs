@@ -9,7 +9,7 @@ use keelson_api::resources::Resource;
 use keelson_store::{KeyRange, RangeRequest, StoreError};
 use serde_json::{Value, json};
 
-use super::Call;
+use super::{Call, add_warnings};
 use crate::answer;
 use crate::cache::{CachedObject, store_error};
 use crate::delete::Deleted;
@@ -226,23 +226,28 @@ impl Call {
         let (objects, revision) = cache.list(filter.namespace.as_deref(), self.core.cache.applied());
         let presenter = self.core.presenter(row, &self.info.version);
         let mut items: Vec<Value> = Vec::new();
+        let mut warnings = Vec::new();
         for object in objects.iter().filter(|object| filter.matches(object)) {
             let mut deletion = self.deletion(row, &body)?;
             deletion.namespace = &object.namespace;
-            match deletion.run(&object.name).await {
+            let outcome = deletion.run(&object.name).await;
+            warnings.extend(deletion.hooks.take_warnings());
+            match outcome {
                 Ok(Deleted::Gone(value) | Deleted::Pending(value)) => items.push(presenter.convert(value)),
                 Err(error) if error.code == 404 => {}
                 Err(error) => return Err(error),
             }
         }
         let gvk = row.gvk(&self.info.version);
-        self.respond(
+        let mut response = self.respond(
             StatusCode::OK,
             &json!({
                 "kind": row.list_kind(), "apiVersion": gvk.api_version(),
                 "metadata": {"resourceVersion": revision.to_string()}, "items": items,
             }),
-        )
+        )?;
+        add_warnings(&mut response, &warnings);
+        Ok(response)
     }
 }
 

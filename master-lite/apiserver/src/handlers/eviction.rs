@@ -10,10 +10,10 @@ use keelson_api::resources::Resource;
 use keelson_api::resources::selector::LabelSelector;
 use serde_json::{Value, json};
 
-use super::Call;
 use super::special::{selector_text, success};
+use super::{Call, add_warnings};
 use crate::cache::{CachedObject, store_error};
-use crate::extension::Body;
+use crate::extension::{Body, HookView, Hooks};
 use crate::keys;
 use crate::options::{DeleteOptions, OptionsKind, WriteOptions};
 use crate::status::{Result, StatusError};
@@ -30,7 +30,8 @@ const REFUSED: &str = "Cannot evict pod as it would violate the pod's disruption
 pub(super) async fn evict(call: &Call, row: &Arc<Resource>, body: Bytes) -> Result<Response<Body>> {
     let kind = GroupVersionKind::new("policy", "v1", "Eviction");
     let options = WriteOptions::parse(&call.query, OptionsKind::Create)?;
-    let (eviction, _) = wire::decode(call.content_type(), &body, &kind, options.validation)?;
+    let (mut eviction, _) = wire::decode(call.content_type(), &body, &kind, options.validation)?;
+    let warnings = call.ask_webhooks(row, &kind, &mut eviction, &options).await?;
     if eviction["metadata"]["name"].as_str().is_some_and(|name| !name.is_empty() && name != call.info.name) {
         return Err(StatusError::bad_request("name in URL does not match name in Eviction object"));
     }
@@ -39,7 +40,9 @@ pub(super) async fn evict(call: &Call, row: &Arc<Resource>, body: Bytes) -> Resu
     delete.dry_run |= options.dry_run;
     let eviction = Eviction { call, row, name: &call.info.name, delete };
     eviction.run().await?;
-    call.respond(StatusCode::CREATED, &success(201))
+    let mut response = call.respond(StatusCode::CREATED, &success(201))?;
+    add_warnings(&mut response, &warnings);
+    Ok(response)
 }
 
 struct Eviction<'a> {
@@ -114,8 +117,11 @@ impl Eviction<'_> {
         let row = self.call.core.table().get(&of).ok_or_else(StatusError::no_such_path)?.clone();
         let (version, write) = (row.storage_version.clone(), self.call.write(self.row, OptionsKind::Create)?);
         let write = Write { row: &row, version: &version, subresource: "status", ..write };
-        let write =
-            Write { options: WriteOptions { dry_run: self.delete.dry_run, ..write.options }, ..write };
+        let write = Write {
+            options: WriteOptions { dry_run: self.delete.dry_run, ..write.options },
+            view: HookView::Hidden,
+            ..write
+        };
         // What the server does itself comes to be owned by nobody, as upstream.
         let make = |current: &Value| Ok((decrement(current, self.name, &now())?, Vec::new()));
         match write.update(budget, Ownership::Given, &make).await {
@@ -133,12 +139,14 @@ impl Eviction<'_> {
         let version = |pod: &Value| pod["metadata"]["resourceVersion"].as_str().map(str::to_owned);
         let mut deletion = self.call.deletion(self.row, &Bytes::new())?;
         deletion.options = self.delete.clone();
+        deletion.hooks = Hooks::new(HookView::Hidden);
         if deletion.options.resource_version.is_none() {
             deletion.options.resource_version = unchanged.and_then(version);
         }
         if !self.delete.dry_run {
             let (uid, wanted) = (&self.delete.uid, &deletion.options.resource_version);
-            let write = Write { subresource: "status", ..self.call.write(self.row, OptionsKind::Create)? };
+            let write = self.call.write(self.row, OptionsKind::Create)?;
+            let write = Write { subresource: "status", view: HookView::Hidden, ..write };
             let make = |current: &Value| {
                 self.check("UID", uid.as_deref(), &current["metadata"]["uid"])?;
                 self.check("ResourceVersion", wanted.as_deref(), &current["metadata"]["resourceVersion"])?;

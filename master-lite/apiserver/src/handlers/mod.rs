@@ -1,6 +1,7 @@
 //! From a request to an answer: authenticate, authorize, limit, dispatch.
 
 mod collection;
+mod connect;
 mod eviction;
 mod nonresource;
 mod object;
@@ -31,6 +32,8 @@ use crate::present::{IncludeObject, Presenter};
 use crate::request_info::parse_query;
 use crate::status::{Result, StatusError};
 use crate::websocket::{Content, Upgrade};
+
+pub(crate) use special::{scale_of, selector_text, set_at};
 
 /// Most bytes of a request's body, as upstream has it.
 const BODY_LIMIT: usize = 3 * 1024 * 1024;

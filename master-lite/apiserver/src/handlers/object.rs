@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use super::{Call, add_warnings};
 use crate::answer;
 use crate::delete::{Delete, Deleted};
-use crate::extension::Body;
+use crate::extension::{Body, HookView, Hooks};
 use crate::options::{DeleteOptions, OptionsKind, WriteOptions};
 use crate::status::{Result, StatusError};
 use crate::wire::{self, PatchKind};
@@ -31,6 +31,7 @@ impl Call {
             user: self.user.clone(),
             manager: options.manager_or_agent(&agent.unwrap_or_default()),
             options,
+            view: HookView::Row,
         })
     }
 
@@ -152,6 +153,7 @@ impl Call {
             namespace: self.namespace(row),
             user: self.user.clone(),
             options: DeleteOptions::parse(&self.query, body.as_ref())?,
+            hooks: Hooks::default(),
         })
     }
 
@@ -175,6 +177,7 @@ impl Call {
         };
         let mut response = self.respond(StatusCode::OK, &value)?;
         add_warnings(&mut response, warning.map(str::to_owned).as_slice());
+        add_warnings(&mut response, &deletion.hooks.take_warnings());
         Ok(response)
     }
 }

@@ -9,6 +9,7 @@ use keelson_api::resources::{Resource, ScalePaths};
 use serde_json::{Value, json};
 
 use super::{Call, add_warnings, read_body};
+use crate::extension::HookView;
 use crate::extension::{Body, Connector};
 use crate::options::{OptionsKind, WriteOptions};
 use crate::owners::ScaleManager;
@@ -38,7 +39,10 @@ pub(super) async fn route(
         if !connector.verbs().contains(&verb) {
             return Err(StatusError::method_not_supported(&resource, verb));
         }
-        return connector.connect(&call.context(false), request).await;
+        let warnings = call.ask_webhooks_to_connect(row).await?;
+        let mut answer = connector.connect(&call.context(false), request).await?;
+        add_warnings(&mut answer, &warnings);
+        return Ok(answer);
     }
     let known = match info.subresource.as_str() {
         "" => row.has_verb(verb),
@@ -57,9 +61,10 @@ pub(super) async fn route(
     let body = read_body(request.into_body()).await?;
     if let Some(handler) = call.core.extensions.virtual_resources.get(&key) {
         let options = WriteOptions::parse(&call.query, OptionsKind::Create)?;
-        let (mut object, warnings) =
+        let (mut object, mut warnings) =
             wire::decode(call.content_type(), &body, &handler.kind(), options.validation)?;
         wire::apply_defaults(&handler.kind(), &mut object);
+        warnings.extend(call.ask_webhooks(row, &handler.kind(), &mut object, &options).await?);
         // What the client has just made must be seen: an account's token, a role's effect.
         call.core.cache.wait_newest().await?;
         let value = handler.create(&call.context(options.dry_run), object).await?;
@@ -100,7 +105,7 @@ fn at<'v>(object: &'v Value, path: &str) -> &'v Value {
 }
 
 /// `autoscaling/v1 Scale` of an object.
-fn scale_of(object: &Value, paths: &ScalePaths) -> Value {
+pub(crate) fn scale_of(object: &Value, paths: &ScalePaths) -> Value {
     let meta = &object["metadata"];
     let mut metadata = json!({});
     for field in ["name", "namespace", "uid", "resourceVersion", "creationTimestamp"] {
@@ -119,7 +124,7 @@ fn scale_of(object: &Value, paths: &ScalePaths) -> Value {
 }
 
 /// A label selector as query parameters carry it.
-pub(super) fn selector_text(selector: &Value) -> String {
+pub(crate) fn selector_text(selector: &Value) -> String {
     // Custom resources hold it as a text.
     if let Some(text) = selector.as_str() {
         return text.to_owned();
@@ -160,7 +165,8 @@ async fn scale(call: &Call, row: &Arc<Resource>, paths: &ScalePaths, body: Bytes
     }
     // The object is written as itself: what the main path may change, a scale may.
     let change = ScaleChange::read(call, &gvk, &body)?;
-    let write = Write { subresource: "", ..call.write(row, change.options())? };
+    let view = HookView::Scale(paths.clone());
+    let write = Write { subresource: "", view, ..call.write(row, change.options())? };
     let validation = write.options.validation;
     let owners = ScaleManager::new(row, &call.info.version, paths, now());
     let make = |current: &Value| {
@@ -247,7 +253,7 @@ impl ScaleChange {
 }
 
 /// Writes a field at a dotted path; what is no object on the way there gives way to one.
-fn set_at(object: &mut Value, path: &str, value: Value) {
+pub(crate) fn set_at(object: &mut Value, path: &str, value: Value) {
     let mut place = object;
     for key in path.split('.') {
         if !place.is_object() {
@@ -267,12 +273,11 @@ async fn bind(call: &Call, body: Bytes) -> Result<Response<Body>> {
     let pods = GroupResource::new("", "pods");
     let row = call.core.table().get(&pods).ok_or_else(StatusError::no_such_path)?.clone();
     let options = WriteOptions::parse(&call.query, OptionsKind::Create)?;
-    let (binding, _) = wire::decode(
-        call.content_type(),
-        &body,
-        &GroupVersionKind::new("", "v1", "Binding"),
-        options.validation,
-    )?;
+    let kind = GroupVersionKind::new("", "v1", "Binding");
+    let (mut binding, _) = wire::decode(call.content_type(), &body, &kind, options.validation)?;
+    let of = call.core.table().find(&call.info.group, &call.info.version, &call.info.resource).cloned();
+    let of = of.ok_or_else(StatusError::no_such_path)?;
+    let warnings = call.ask_webhooks(&of, &kind, &mut binding, &options).await?;
     let name = binding["metadata"]["name"].as_str().unwrap_or_default();
     let name = if call.info.name.is_empty() { name } else { call.info.name.as_str() };
     let target = &binding["target"];
@@ -281,7 +286,8 @@ async fn bind(call: &Call, body: Bytes) -> Result<Response<Body>> {
         return Err(StatusError::bad_request("a binding's target must be a Node with a name"));
     }
     // The part written is neither spec nor status alone, so it goes past the pod's own update rules.
-    let write = Write { subresource: "binding", ..call.write(&row, OptionsKind::Create)? };
+    let view = HookView::Hidden;
+    let write = Write { subresource: "binding", view, ..call.write(&row, OptionsKind::Create)? };
     let conflict = |why: String| StatusError::conflict(&GroupResource::new("", "pods/binding"), name, why);
     let make = |pod: &Value| {
         let mut pod = pod.clone();
@@ -315,7 +321,9 @@ async fn bind(call: &Call, body: Bytes) -> Result<Response<Body>> {
         Ok((pod, Vec::new()))
     };
     write.update(name, Ownership::Given, &make).await?;
-    call.respond(StatusCode::CREATED, &success(201))
+    let mut response = call.respond(StatusCode::CREATED, &success(201))?;
+    add_warnings(&mut response, &warnings);
+    Ok(response)
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! Webhook configurations and admission policies: kept, but nothing acts on them yet, and who makes one is told so.
+//! Webhook configurations, and admission policies: those are kept, but nothing acts on them yet, and who makes one is told so.
 
 use serde_json::{Value, json};
 
@@ -7,16 +7,12 @@ use super::{child, items, set_default};
 use crate::resources::validation as v;
 
 /// ValidatingWebhookConfigurations.
-pub const VALIDATING_WEBHOOKS: Ruled = Ruled::new(v::webhooks, v::webhooks_update)
-    .defaults(|object| webhooks(object, false))
-    .warnings(not_called)
-    .conditional();
+pub const VALIDATING_WEBHOOKS: Ruled =
+    Ruled::new(v::webhooks, v::webhooks_update).defaults(|object| webhooks(object, false)).conditional();
 
 /// MutatingWebhookConfigurations.
-pub const MUTATING_WEBHOOKS: Ruled = Ruled::new(v::webhooks, v::webhooks_update)
-    .defaults(|object| webhooks(object, true))
-    .warnings(not_called)
-    .conditional();
+pub const MUTATING_WEBHOOKS: Ruled =
+    Ruled::new(v::webhooks, v::webhooks_update).defaults(|object| webhooks(object, true)).conditional();
 
 /// ValidatingAdmissionPolicies.
 pub const VALIDATING_POLICY: Ruled = Ruled::new(v::validating_policy, |new, _| v::validating_policy(new))
@@ -43,10 +39,6 @@ pub const MUTATING_BINDING: Ruled = Ruled::new(v::mutating_binding, |new, _| v::
     .defaults(binding)
     .warnings(not_enforced)
     .conditional();
-
-fn not_called(_: &Value) -> Vec<String> {
-    vec!["admission webhooks are kept but not called by this server".to_owned()]
-}
 
 fn not_enforced(_: &Value) -> Vec<String> {
     vec!["admission policies are kept but not enforced by this server".to_owned()]

@@ -1,12 +1,13 @@
 //! Webhook configurations and admission policies (`pkg/apis/admissionregistration/validation`).
 //!
-//! Expressions are checked for being there; whether they compile is known to who evaluates them.
+//! The match conditions of webhooks are compiled; expressions of policies, which nobody evaluates, only have to be there.
 
 use serde_json::{Value, json};
 
 use super::errors::{Errors, Path, items, list, number, set, text};
 use super::selectors::label_selector;
 use super::{conditions, rules};
+use crate::custom::condition;
 use crate::field::FieldError;
 use crate::resources::metadata::{dns_1035_label, dns_subdomain, path_segment, qualified_name};
 
@@ -98,6 +99,12 @@ fn webhook(errors: &mut Errors, hook: &Value, leniency: &Leniency, at: &Path) {
     errors.optional_one_of(&at.child("reinvocationPolicy"), &hook["reinvocationPolicy"], REINVOCATION);
     client_config(errors, &hook["clientConfig"], &at.child("clientConfig"));
     match_conditions(errors, hook, at);
+    for (at, condition) in items(hook, "matchConditions", at) {
+        let (expression, place) = (text(condition, "expression").trim(), at.child("expression"));
+        for complaint in condition::complaints(expression).into_iter().filter(|_| !expression.is_empty()) {
+            errors.invalid(&place, &expression.into(), complaint);
+        }
+    }
 }
 
 fn review_versions(errors: &mut Errors, hook: &Value, leniency: &Leniency, at: &Path) {
