@@ -36,6 +36,9 @@ enum Command {
     Conformance(conformance::ConformanceArgs),
     /// Measure, beside a peer in the same run; prints a table and writes target/bench/NAME.json.
     Bench(bench::BenchArgs),
+    /// What `conformance --vm` runs in its guest.
+    #[command(hide = true)]
+    ConformanceGuest(conformance::guest::GuestArgs),
     /// Break a copy of the checkout on purpose and run a command in it, which must fail.
     Fault(fault::FaultArgs),
     /// Run the fuzz targets of tests/fuzz, each for a while.
@@ -66,6 +69,7 @@ fn main() -> Result<()> {
         Command::Host(args) => cluster::host(&args),
         Command::Conformance(args) => conformance::run(&args, &mut keelson_tests::progress::Steps::new()),
         Command::Bench(args) => bench::run(&args),
+        Command::ConformanceGuest(args) => conformance::guest::inside(&args),
         Command::Fault(args) => fault::run(&args),
         Command::Fuzz(args) => fuzz::run(&args),
         Command::Test(args) => test::run(&args),

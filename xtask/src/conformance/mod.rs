@@ -1,12 +1,13 @@
 //! `cargo xtask conformance`: upstream's end-to-end suite against a cluster of this checkout.
 
+pub mod guest;
 mod names;
 mod ratchet;
+mod report;
 mod results;
 mod run;
 mod suite;
 
-use std::collections::BTreeMap;
 use std::fs;
 use std::path::PathBuf;
 use std::process::Command;
@@ -23,6 +24,7 @@ use keelson_tests::{cmd, paths};
 use serde::{Deserialize, Serialize};
 
 use crate::build;
+use report::{Found, report};
 use results::{Journal, Outcome, TestResult};
 use run::{INTERRUPTED, Runner};
 use suite::Suite;
@@ -63,6 +65,10 @@ pub struct ConformanceArgs {
     /// Run each selected test that is not in passing.txt three times, and add those that passed each time.
     #[arg(long)]
     admit: bool,
+    /// Run the tests of tests/conformance/vm.txt, in a QEMU guest; their results join those of the last run, if it
+    /// was of the same commit.
+    #[arg(long, conflicts_with_all = ["ratchet", "admit", "keep", "workers"])]
+    vm: bool,
     /// Forget what an interrupted run of the same tests found.
     #[arg(long)]
     fresh: bool,
@@ -102,6 +108,7 @@ impl ConformanceArgs {
             sample: Some(count),
             seed: None,
             admit: false,
+            vm: false,
             fresh: true,
             keep: false,
             record: false,
@@ -112,6 +119,9 @@ impl ConformanceArgs {
 /// `cargo xtask conformance`.
 pub fn run(args: &ConformanceArgs, steps: &mut Steps) -> Result<()> {
     steps.step("tools", build::tools)?;
+    if args.vm {
+        steps.step("tools for guests", build::vm_tools)?;
+    }
     let suite = steps.step("upstream's module", Suite::prepare)?;
     suite.build(|name, work| steps.step(name, work))?;
     let all = suite.tests()?;
@@ -122,7 +132,7 @@ pub fn run(args: &ConformanceArgs, steps: &mut Steps) -> Result<()> {
     }
     ensure!(!tests.is_empty(), "no test is selected");
     steps.step("build programs", build::programs)?;
-    let images = steps.step("images", || assemble(&suite))?;
+    let images = steps.step("images", || if args.vm { guest::assemble(&suite) } else { assemble(&suite) })?;
     for (reference, reason) in &images.not_made {
         println!("no image {reference}: {reason}");
     }
@@ -135,7 +145,11 @@ pub fn run(args: &ConformanceArgs, steps: &mut Steps) -> Result<()> {
     if lock.try_lock().is_err() {
         bail!("another run of 'cargo xtask conformance' is going on in this checkout");
     }
+    if args.vm {
+        return in_guest(args, &suite, &tests, images, steps);
+    }
     ctrlc::set_handler(|| INTERRUPTED.store(true, Ordering::Relaxed)).context("handle interruptions")?;
+    let commit = commit()?;
     let rounds = if args.admit { ADMIT_RUNS } else { 1 };
     let mut candidates = tests;
     for round in 1..=rounds {
@@ -146,7 +160,10 @@ pub fn run(args: &ConformanceArgs, steps: &mut Steps) -> Result<()> {
         if args.ratchet {
             try_again(args, &suite, &mut results, steps)?;
         }
-        report(args, &results, &images)?;
+        let not_made = images.not_made.clone();
+        let found = Found { commit: commit.clone(), results, images_not_made: not_made };
+        report(args, &found)?;
+        let results = found.results;
         if args.admit {
             candidates
                 .retain(|name| results.iter().any(|one| one.name == *name && one.outcome == Outcome::Passed));
@@ -161,6 +178,33 @@ pub fn run(args: &ConformanceArgs, steps: &mut Steps) -> Result<()> {
     if args.admit {
         println!("{} tests are new in passing.txt", ratchet::admit(&candidates)?);
     }
+    Ok(())
+}
+
+/// Runs the tests in a guest; what it finds joins the last run's results. There, a test that is skipped was for nothing.
+fn in_guest(
+    args: &ConformanceArgs,
+    suite: &Suite,
+    tests: &[String],
+    images: images::Assembled,
+    steps: &mut Steps,
+) -> Result<()> {
+    let dir = run_dir("vm");
+    let _ = fs::remove_dir_all(&dir);
+    fs::create_dir_all(&dir)?;
+    let commit = commit()?;
+    let nodes = usize::from(args.nodes);
+    let name = format!("{} tests in a guest", tests.len());
+    let results = steps.step(&name, || guest::run(suite, &images, tests, nodes, &dir))?;
+    let passed = results.iter().filter(|one| one.outcome == Outcome::Passed).count();
+    let found = Found { commit, results, images_not_made: images.not_made };
+    report(args, &found.joined(Found::last()?))?;
+    ensure!(
+        passed == tests.len(),
+        "{} of {} tests did not pass in the guest",
+        tests.len() - passed,
+        tests.len()
+    );
     Ok(())
 }
 
@@ -198,6 +242,13 @@ fn commit() -> Result<String> {
 fn choose(args: &ConformanceArgs, all: &[String]) -> Result<Vec<String>> {
     let selection =
         names::Selection { focus: args.focus.clone(), skip: args.skip.clone(), sig: args.sig.clone() };
+    if args.vm {
+        let listed = ratchet::in_vm()?;
+        if let Some(unknown) = listed.iter().find(|name| !all.contains(name)) {
+            bail!("vm.txt names a test that the suite does not have: {unknown}");
+        }
+        return selection.choose(&listed);
+    }
     if !args.ratchet {
         let mut tests = selection.choose(all)?;
         if args.admit {
@@ -302,7 +353,7 @@ fn not_run_here(tests: &[String]) -> Result<Vec<TestResult>> {
         .collect())
 }
 
-fn run_dir(round: usize) -> PathBuf {
+fn run_dir(round: impl std::fmt::Display) -> PathBuf {
     paths::target().join("conformance").join(format!("run-{round}"))
 }
 
@@ -346,7 +397,7 @@ fn in_cluster(
         program: suite.path("e2e.test"),
         kubectl: suite.path("kubectl"),
         kubeconfig: "/root/admin.conf".to_owned(),
-        repo_list: "/root/registries.yaml".to_owned(),
+        repo_list: Some("/root/registries.yaml".to_owned()),
         output: dir.join("output"),
         limit: Duration::from_secs(1500),
     };
@@ -364,53 +415,4 @@ fn in_cluster(
         results.extend(more);
     }
     Ok(results)
-}
-
-/// What is written about a run.
-#[derive(Serialize)]
-struct Latest<'a> {
-    commit: String,
-    suite: &'a str,
-    nodes: u16,
-    tests: usize,
-    by_sig: BTreeMap<String, results::Counts>,
-    failed: Vec<(&'a str, String)>,
-    skipped: Vec<(&'a str, String)>,
-    images_not_made: &'a [(String, String)],
-}
-
-fn report(args: &ConformanceArgs, results: &[TestResult], images: &images::Assembled) -> Result<()> {
-    let base = paths::target().join("conformance");
-    let by_sig = results::summary(results);
-    fs::write(base.join("summary.json"), serde_json::to_vec_pretty(&by_sig)?)?;
-    fs::write(base.join("junit.xml"), results::junit(results)?)?;
-    println!("\n{}", results::table(results));
-    println!(
-        "summary: {}\nJUnit:   {}",
-        base.join("summary.json").display(),
-        base.join("junit.xml").display()
-    );
-    if args.record {
-        let of = |outcome| {
-            results
-                .iter()
-                .filter(|one| one.outcome == outcome)
-                .map(|one| (one.name.as_str(), results::first_line(&one.message)))
-                .collect()
-        };
-        let latest = Latest {
-            commit: commit()?,
-            suite: suite::VERSION,
-            nodes: args.nodes,
-            tests: results.len(),
-            failed: of(Outcome::Failed),
-            skipped: of(Outcome::Skipped),
-            by_sig,
-            images_not_made: &images.not_made,
-        };
-        let path = ratchet::dir().join("latest.json");
-        fs::write(&path, serde_json::to_string_pretty(&latest)? + "\n")?;
-        println!("record:  {}", path.display());
-    }
-    Ok(())
 }

@@ -98,5 +98,8 @@ mod tests {
         for (name, _) in excluded().unwrap() {
             assert!(!passing.contains(&name), "passes and is excluded: {name}");
         }
+        for name in in_vm().unwrap() {
+            assert!(!passing.contains(&name), "passes here and needs QEMU: {name}");
+        }
     }
 }

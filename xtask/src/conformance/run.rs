@@ -28,8 +28,8 @@ pub struct Runner<'a> {
     pub kubectl: PathBuf,
     /// Kubeconfig and list of registries, as the host sees them.
     pub kubeconfig: String,
-    /// The suite's switch for alternative registries.
-    pub repo_list: String,
+    /// The suite's switch for alternative registries, unless upstream's names are good.
+    pub repo_list: Option<String>,
     /// Where the output of tests that did not pass is kept.
     pub output: PathBuf,
     /// Longest time for one batch.
@@ -199,7 +199,7 @@ impl Runner<'_> {
             // Two cores carry the nodes, the control plane and the suite: the default client limits are kept.
             .args(["--minStartupPods=0", "--allowed-not-ready-nodes=0"])
             // By environment, since some of the suite's images are chosen before it reads its flags.
-            .env("KUBE_TEST_REPO_LIST", &self.repo_list)
+            .envs(self.repo_list.iter().map(|list| ("KUBE_TEST_REPO_LIST", list)))
             .env("HOME", "/root")
             .env("TMPDIR", "/tmp");
     }
