@@ -16,7 +16,7 @@ use keelson_cri::{CriError, Image, ImageService, RegistryAuth};
 use keelson_kubelet::certs::{
     CertificateStore, JoinOptions, NodeIdentity, ServingCertificate, Template, join, serving,
 };
-use keelson_kubelet::node::{NodeConfig, NodeManager};
+use keelson_kubelet::node::{NodeConfig, NodeManager, Thresholds};
 use tokio_util::sync::CancellationToken;
 
 use api::FakeApi;
@@ -119,6 +119,9 @@ async fn a_node_registers_and_becomes_ready() {
     let client = joined(&api, dir.path()).await.client;
     let mut config = NodeConfig::new("n1", vec!["10.89.0.11".parse().unwrap()]);
     config.root_dir = dir.path().to_owned();
+    // The disk is the machine's, and how full it is not the test's business.
+    let thresholds = "memory.available<1Mi,nodefs.available<1Mi,imagefs.available<1Mi";
+    config.eviction_hard = Thresholds::parse(thresholds).unwrap();
     let runtime = Arc::new(runtime::FakeRuntime::default());
     let node = NodeManager::new(config, client, runtime, Arc::new(NoImages)).unwrap();
     let shutdown = CancellationToken::new();
