@@ -223,7 +223,7 @@ pub fn init(name: &str, dir: &Path, cgroup: &Path) -> Result<()> {
             Ok(())
         }
         ForkResult::Child => {
-            drop(ready);
+            drop((ready, pid_file));
             let mut tell = tell;
             if let Err(error) = become_host(name, dir) {
                 let _ = write!(tell, "{error:#}");
