@@ -19,6 +19,7 @@ use std::sync::{Arc, OnceLock};
 use serde_json::Value;
 
 pub use json_path::{JsonPath, JsonPathError};
+pub(crate) use rules::CEL_RESERVED;
 pub use rules::Rule;
 pub use shape::{coerce_metadata, prune};
 pub use structural::{Additional, Checks, ListType, Structural};

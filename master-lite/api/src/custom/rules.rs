@@ -334,7 +334,7 @@ fn convert_text(text: &str, format: &str) -> Cel {
 }
 
 /// Words that are no identifiers in CEL.
-const RESERVED: &[&str] = &[
+pub(crate) const CEL_RESERVED: &[&str] = &[
     "true",
     "false",
     "null",
@@ -360,7 +360,7 @@ const RESERVED: &[&str] = &[
 
 /// A field's name as rules write it (`apiserver/pkg/cel.Escape`).
 fn escape(name: &str) -> String {
-    if RESERVED.contains(&name) {
+    if CEL_RESERVED.contains(&name) {
         return format!("__{name}__");
     }
     name.replace("__", "__underscores__")

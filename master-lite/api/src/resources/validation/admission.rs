@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use super::errors::{Errors, Path, items, list, number, set, text};
 use super::selectors::label_selector;
 use super::{conditions, rules};
-use crate::custom::condition;
+use crate::custom::{CEL_RESERVED, condition};
 use crate::field::FieldError;
 use crate::resources::metadata::{dns_1035_label, dns_subdomain, path_segment, qualified_name};
 
@@ -320,33 +320,10 @@ fn policy(errors: &mut Errors, spec: &Value, at: &Path) {
 }
 
 fn is_identifier(name: &str) -> bool {
-    const RESERVED: &[&str] = &[
-        "true",
-        "false",
-        "null",
-        "in",
-        "as",
-        "break",
-        "const",
-        "continue",
-        "else",
-        "for",
-        "function",
-        "if",
-        "import",
-        "let",
-        "loop",
-        "package",
-        "namespace",
-        "return",
-        "var",
-        "void",
-        "while",
-    ];
     let letter = |b: u8| b.is_ascii_alphabetic() || b == b'_';
     name.bytes().next().is_some_and(letter)
         && name.bytes().all(|b| letter(b) || b.is_ascii_digit())
-        && !RESERVED.contains(&name)
+        && !CEL_RESERVED.contains(&name)
 }
 
 /// A ValidatingAdmissionPolicy, new or changed.
