@@ -7,6 +7,7 @@
 //! Each event is encoded once per shape, whoever watches it. A watcher that doesn't keep up is dropped: its client
 //! comes back with the last resourceVersion it saw.
 
+mod history;
 mod resource;
 mod run;
 
@@ -217,8 +218,8 @@ impl WatchCache {
             applying: tokio::sync::Mutex::new(()),
             applied: watch::Sender::new(0),
         });
-        let start = cache.load().await?;
-        let task = tokio::spawn(run::follow(Arc::downgrade(&cache), start));
+        cache.load().await?;
+        let task = tokio::spawn(run::follow(Arc::downgrade(&cache)));
         Ok((cache, task))
     }
 

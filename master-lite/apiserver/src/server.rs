@@ -126,8 +126,6 @@ impl Parts {
     async fn start(store: Arc<dyn Store>) -> Result<Self, ServerError> {
         let table = definitions::stored_table(&*store).await?;
         let (cache, cache_task) = WatchCache::start(store.clone(), &table).await?;
-        let newest = store.current_revision().await?;
-        cache.wait(newest).await.map_err(|error| ServerError::Bootstrap(error.into()))?;
         Ok(Self { store, table, cache, cache_task, core: LateCore::default() })
     }
 

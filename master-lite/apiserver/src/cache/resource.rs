@@ -10,8 +10,8 @@ use tokio::sync::mpsc;
 use super::{CacheEvent, CachedObject, EventType};
 use crate::filter::Filter;
 
-/// Changes kept for watches that start in the past.
-const WINDOW: usize = 8192;
+/// Changes kept in memory for watches that start in the past; what is older is in the store's history.
+const WINDOW: usize = 1024;
 /// Changes a watcher may be behind before it is dropped.
 const WATCHER_QUEUE: usize = 1024;
 
@@ -45,6 +45,8 @@ struct State {
     window: VecDeque<Arc<CacheEvent>>,
     /// A watch may start after this revision.
     window_start: u64,
+    /// The window may still be filled from the store's history, back to before the cache was.
+    unfilled: bool,
     watchers: Vec<Watcher>,
 }
 
@@ -52,6 +54,7 @@ struct State {
 pub struct ResourceCache {
     row: Arc<Resource>,
     state: RwLock<State>,
+    history: tokio::sync::Mutex<()>,
 }
 
 /// Key inside of a resource.
@@ -61,7 +64,7 @@ fn local_key(namespace: &str, name: &str) -> String {
 
 impl ResourceCache {
     pub(super) fn new(row: Arc<Resource>) -> Self {
-        Self { row, state: RwLock::new(State::default()) }
+        Self { row, state: RwLock::new(State::default()), history: tokio::sync::Mutex::default() }
     }
 
     /// The storage row.
@@ -71,7 +74,8 @@ impl ResourceCache {
 
     /// Replaces everything; running watches end.
     pub(super) fn reset(&self, objects: BTreeMap<String, Arc<CachedObject>>, revision: u64) {
-        *self.state.write() = State { objects, revision, window_start: revision, ..State::default() };
+        *self.state.write() =
+            State { objects, revision, window_start: revision, unfilled: true, ..State::default() };
     }
 
     /// Applies one change and tells the watchers.
@@ -96,6 +100,7 @@ impl ResourceCache {
             && let Some(oldest) = state.window.pop_front()
         {
             state.window_start = oldest.revision;
+            state.unfilled = false;
         }
         state.window.push_back(event.clone());
         state.watchers.retain(|watcher| match classify(&watcher.filter, &event) {
@@ -108,6 +113,34 @@ impl ResourceCache {
                 sent.is_ok()
             }
         });
+    }
+
+    /// Held by who reads this resource's history from the store, so that many watches that come back at once read it
+    /// one after another, and all but the first find it here.
+    pub(super) async fn reading_history(&self) -> tokio::sync::MutexGuard<'_, ()> {
+        self.history.lock().await
+    }
+
+    /// Whether the window begins at `window_start` and could begin earlier.
+    pub(super) fn needs_history(&self, window_start: u64) -> bool {
+        let state = self.state.read();
+        state.unfilled && state.window_start == window_start
+    }
+
+    /// Puts older changes, all that followed revision `oldest`, before a window that begins at `window_start`; as many
+    /// as it may hold.
+    pub(super) fn prepend(&self, window_start: u64, mut events: VecDeque<Arc<CacheEvent>>, oldest: u64) {
+        let mut state = self.state.write();
+        if state.window_start != window_start {
+            return;
+        }
+        events.truncate(events.partition_point(|event| event.revision <= window_start));
+        let surplus = (events.len() + state.window.len()).saturating_sub(WINDOW).min(events.len());
+        let dropped = events.drain(..surplus).last();
+        state.window_start = dropped.map_or(oldest.min(window_start), |event| event.revision);
+        state.unfilled = false;
+        events.append(&mut state.window);
+        state.window = events;
     }
 
     /// Ends all watches; their clients come back.
@@ -159,18 +192,14 @@ impl ResourceCache {
         self.len() == 0
     }
 
-    /// Starts a watch after `revision`. `Err` with the oldest possible revision if it is too old.
-    pub fn watch(&self, filter: Arc<Filter>, revision: u64) -> Result<CacheWatch, u64> {
+    /// Starts a watch after `revision`. `Err` with the oldest possible revision if the window does not reach back so far.
+    pub(super) fn watch(&self, filter: Arc<Filter>, revision: u64) -> Result<CacheWatch, u64> {
         let mut state = self.state.write();
         if revision < state.window_start {
             return Err(state.window_start);
         }
         let first = state.window.partition_point(|event| event.revision <= revision);
-        let backlog = state
-            .window
-            .range(first..)
-            .filter_map(|event| Some(WatchMessage { kind: classify(&filter, event)?, event: event.clone() }))
-            .collect();
+        let backlog = state.window.range(first..).filter_map(|event| seen(&filter, event.clone())).collect();
         let live = add_watcher(&mut state, filter);
         Ok(CacheWatch { backlog, live })
     }
@@ -193,6 +222,11 @@ fn add_watcher(state: &mut State, filter: Arc<Filter>) -> mpsc::Receiver<WatchMe
     let (sender, receiver) = mpsc::channel(WATCHER_QUEUE);
     state.watchers.push(Watcher { filter, sender });
     receiver
+}
+
+/// What a watcher is told of a change, if anything.
+pub(super) fn seen(filter: &Filter, event: Arc<CacheEvent>) -> Option<WatchMessage> {
+    Some(WatchMessage { kind: classify(filter, &event)?, event })
 }
 
 /// How a watcher sees a change: entering the selection is ADDED, leaving it is DELETED.

@@ -13,27 +13,10 @@ use super::{CacheEvent, CachedObject, ResourceCache, WatchCache};
 use crate::keys;
 
 impl WatchCache {
-    /// Reads everything as it was at the oldest revision that history reaches, so that following the store from
-    /// there also fills the window of recent changes: watches go on over a restart. Returns that revision.
-    pub(super) async fn load(&self) -> Result<u64, StoreError> {
-        loop {
-            match self.load_once().await {
-                Err(StoreError::Compacted { .. }) => {}
-                other => return other,
-            }
-        }
-    }
-
-    async fn load_once(&self) -> Result<u64, StoreError> {
-        let probe = WatchRequest { range: KeyRange::prefix("\0"), start_revision: Some(1), progress: false };
-        let oldest = match self.store.watch(probe).await {
-            Ok(_) => 1,
-            Err(StoreError::Compacted { oldest }) => oldest,
-            Err(error) => return Err(error),
-        };
-        // All resources in one read: going back to a revision costs the store a pass over what has happened since.
+    /// Reads everything as it is now. (What led to it is read when a watch asks for it: `history.rs`.)
+    pub(super) async fn load(&self) -> Result<(), StoreError> {
         let range = KeyRange::prefix(keys::ROOT);
-        let found = self.store.range(RangeRequest { range, limit: 0, revision: Some(oldest) }).await?;
+        let found = self.store.range(RangeRequest { range, limit: 0, revision: None }).await?;
         let mut objects: BTreeMap<GroupResource, BTreeMap<String, Arc<CachedObject>>> = BTreeMap::new();
         for kv in &found.kvs {
             let Some((resource, rest)) = keys::split(&kv.key) else { continue };
@@ -43,10 +26,10 @@ impl WatchCache {
             }
         }
         for (resource, cache) in self.all() {
-            cache.reset(objects.remove(&resource).unwrap_or_default(), oldest);
+            cache.reset(objects.remove(&resource).unwrap_or_default(), found.revision);
         }
-        self.applied.send_replace(oldest);
-        Ok(oldest)
+        self.applied.send_replace(found.revision);
+        Ok(())
     }
 
     /// Reads one resource, which came later than the others, as it was at a revision.
@@ -101,7 +84,7 @@ impl WatchCache {
 }
 
 /// Applies the store's changes for as long as someone holds the cache.
-pub(super) async fn follow(cache: Weak<WatchCache>, _start: u64) {
+pub(super) async fn follow(cache: Weak<WatchCache>) {
     loop {
         let Some(strong) = cache.upgrade() else { return };
         let opened = strong.open_watch().await;

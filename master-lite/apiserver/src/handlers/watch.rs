@@ -86,21 +86,20 @@ impl Call {
                 ..Session::new(self, row, form, include)
             }
         } else {
-            match cache.watch(filter, version.unwrap_or(0)) {
+            match self.core.cache.watch(&cache, &filter, version.unwrap_or(0)).await {
                 Ok(watch) => Session {
                     backlog: watch.backlog,
                     live: watch.live,
                     ..Session::new(self, row, form, include)
                 },
-                Err(oldest) => {
-                    let version = version.unwrap_or(0);
-                    let error =
-                        StatusError::expired(format!("too old resource version: {version} ({oldest})"));
+                // Told in the stream, as upstream does, where clients look for it.
+                Err(error) if error.code == 410 => {
                     return Ok(stream(
                         form.media,
                         futures::stream::once(async move { error_frame(form.media, &error) }),
                     ));
                 }
+                Err(error) => return Err(error),
             }
         };
         session.bookmarks = bookmarks;

@@ -16,6 +16,7 @@ use serde_json::{Value, json};
 /// The server, with namespace `a`.
 pub struct Fixture {
     pub server: Server,
+    pub store: EmbeddedStore,
     _dir: tempfile::TempDir,
 }
 
@@ -23,10 +24,14 @@ impl Fixture {
     pub async fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let store = EmbeddedStore::open(Options::new(dir.path().join("store.redb"))).await.unwrap();
-        let server = Server::for_tests(Arc::new(store), "10.96.0.0/16".parse().unwrap()).await.unwrap();
-        let fixture = Self { server, _dir: dir };
+        let fixture = Self { server: serve(&store).await, store, _dir: dir };
         fixture.send("POST", "/api/v1/namespaces", "", json!({"metadata": {"name": "a"}})).await;
         fixture
+    }
+
+    /// The next server over the same store.
+    pub async fn restarted(self) -> Self {
+        Self { server: serve(&self.store).await, ..self }
     }
 
     /// `headers` is `key: value` lines. Returns code and body.
@@ -96,6 +101,10 @@ impl Fixture {
             })
             .collect()
     }
+}
+
+async fn serve(store: &EmbeddedStore) -> Server {
+    Server::for_tests(Arc::new(store.clone()), "10.96.0.0/16".parse().unwrap()).await.unwrap()
 }
 
 pub const CONFIG_MAPS: &str = "/api/v1/namespaces/a/configmaps";
