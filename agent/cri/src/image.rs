@@ -91,8 +91,9 @@ pub struct UnpackedImage {
 /// What the runtime sees of the image store. An image in use by a container is never removed: the runtime leases it.
 #[async_trait::async_trait]
 pub trait ImageRootfs: Send + Sync {
-    /// Layers and config of an image id or reference, unpacked if they are not yet; leased for `container_id`.
-    async fn lease(&self, image: &str, container_id: &str) -> Result<UnpackedImage>;
-    /// Ends a lease. Idempotent.
+    /// Layers and configs of images (ids or references), in the order given: that of a container and those of its
+    /// volumes. Leased for `container_id` together, all or none.
+    async fn lease(&self, images: &[&str], container_id: &str) -> Result<Vec<UnpackedImage>>;
+    /// Ends the leases of a container. Idempotent.
     async fn release(&self, container_id: &str) -> Result<()>;
 }

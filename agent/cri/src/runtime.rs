@@ -188,13 +188,25 @@ pub enum MountPropagation {
     Bidirectional,
 }
 
-/// One bind mount of a container: CRI Mount.
+/// An image mounted as a volume, read-only: `image` and `image_sub_path` of CRI's Mount.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImageMount {
+    /// Image id as [`crate::ImageService::pull_image`] returned it.
+    pub image: String,
+    /// What of the image; empty for all. A path that the image does not have is an error.
+    pub sub_path: String,
+}
+
+/// One mount of a container: CRI Mount.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Mount {
     /// Absolute path inside the container.
     pub container_path: PathBuf,
-    /// Absolute path on the node; trusted by the runtime, checked by the kubelet (subPath too).
+    /// Absolute path on the node; trusted by the runtime, checked by the kubelet (subPath too). Empty for an image.
     pub host_path: PathBuf,
+    /// An image instead of a path on the node.
+    #[serde(default)]
+    pub image: Option<ImageMount>,
     /// Mount read-only.
     pub readonly: bool,
     /// Read-only for submounts too (mount_setattr AT_RECURSIVE).

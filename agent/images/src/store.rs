@@ -3,7 +3,7 @@
 //! ```text
 //! <root>/index.json            images and their names
 //! <root>/layers/<hex>/fs       one unpacked layer, named by its diff_id
-//! <root>/leases/<container>    image and layers that a container is made from
+//! <root>/leases/<container>    image and layers that a container is made from, its volumes' too
 //! <root>/tmp/                  what is being unpacked; emptied at start
 //! <import>/*.tar               archives imported at start and whenever the folder changes
 //! ```
@@ -39,7 +39,9 @@ pub struct ImageStoreConfig {
 
 #[derive(Debug, Serialize, Deserialize)]
 struct Lease {
+    /// The container's own image, for people who look.
     image: String,
+    /// Layers of that and of the images that are its volumes.
     layers: Vec<String>,
 }
 
@@ -355,17 +357,26 @@ impl ImageService for ImageStore {
 
 #[async_trait::async_trait]
 impl ImageRootfs for ImageStore {
-    async fn lease(&self, image: &str, container_id: &str) -> Result<UnpackedImage, CriError> {
-        let lease = self.config.root.join("leases").join(lease_name(container_id)?);
-        // Under the lock, so that no removal comes between finding the image and leasing it.
+    async fn lease(&self, images: &[&str], container_id: &str) -> Result<Vec<UnpackedImage>, CriError> {
+        let path = self.config.root.join("leases").join(lease_name(container_id)?);
+        // Under the lock, so that no removal comes between finding an image and leasing it.
         let index = self.index.lock().await;
-        let record = index.find(image)?.ok_or_else(|| ImageError::NotFound(image.to_owned()))?;
-        write_lease(&lease, &Lease { image: record.id.clone(), layers: record.layers.clone() })?;
-        let mut lowerdirs = Vec::with_capacity(record.layers.len());
-        for layer in record.layers.iter().rev() {
-            lowerdirs.push(self.layer_dir(&Digest::parse(layer)?).join("fs"));
+        let mut lease = Lease { image: String::new(), layers: Vec::new() };
+        let mut unpacked = Vec::with_capacity(images.len());
+        for &image in images {
+            let record = index.find(image)?.ok_or_else(|| ImageError::NotFound(image.to_owned()))?;
+            if lease.image.is_empty() {
+                lease.image.clone_from(&record.id);
+            }
+            lease.layers.extend(record.layers.iter().cloned());
+            let mut lowerdirs = Vec::with_capacity(record.layers.len());
+            for layer in record.layers.iter().rev() {
+                lowerdirs.push(self.layer_dir(&Digest::parse(layer)?).join("fs"));
+            }
+            unpacked.push(UnpackedImage { id: record.id.clone(), lowerdirs, config: record.config.clone() });
         }
-        Ok(UnpackedImage { id: record.id.clone(), lowerdirs, config: record.config.clone() })
+        write_lease(&path, &lease)?;
+        Ok(unpacked)
     }
 
     async fn release(&self, container_id: &str) -> Result<(), CriError> {

@@ -165,7 +165,7 @@ async fn an_index_with_gzip_and_zstd_layers() {
     let image = store.pull_image(&format!("{registry}/app:v1"), &[]).await.unwrap();
     assert_eq!(image.repo_tags, [format!("{registry}/app:v1")]);
     assert_eq!((image.repo_digests.len(), image.uid), (1, Some(7)));
-    let unpacked = store.lease(&image.id, "c").await.unwrap();
+    let unpacked = store.lease(&[&image.id], "c").await.unwrap().remove(0);
     let read = |n: usize, name: &str| std::fs::read_to_string(unpacked.lowerdirs[n].join(name)).unwrap();
     assert_eq!((read(0, "upper"), read(1, "lower")), ("from zstd".to_owned(), "from gzip".to_owned()));
     // By digest it is the same image, and there already.

@@ -155,13 +155,18 @@ async fn an_archive_is_imported_leased_and_removed() {
     let store = ImageStore::open(config.clone()).await.unwrap();
     let image = store.image_status("example.test/app:v1").await.unwrap().expect("imported");
     assert_eq!(image.uid, Some(1000));
-    let unpacked = store.lease(&image.id, "container-1").await.unwrap();
+    // As the container's own image and as its volume.
+    let leased = store.lease(&[&image.id, "example.test/app:v1"], "container-1").await.unwrap();
+    let [unpacked, volume] = leased.as_slice() else { panic!("{leased:?}") };
+    assert_eq!(unpacked, volume);
+    assert!(store.lease(&[&image.id, "example.test/other"], "container-2").await.is_err());
+    assert_eq!(std::fs::read_dir(config.root.join("leases")).unwrap().count(), 1);
     assert_eq!(std::fs::read_to_string(unpacked.lowerdirs[0].join("hello")).unwrap(), "world");
     // A leased layer outlives the image's name, an unleased one does not.
     store.remove_image("example.test/app:v1").await.unwrap();
     assert!(store.list_images().await.unwrap().is_empty());
     assert!(unpacked.lowerdirs[0].exists());
-    assert!(store.lease(&image.id, "../../etc").await.is_err());
+    assert!(store.lease(&[&image.id], "../../etc").await.is_err());
     store.release("container-1").await.unwrap();
     store.release("container-1").await.unwrap();
     drop(store);

@@ -18,6 +18,7 @@ use keelson_podinit::protocol::{self, Request as PodinitRequest};
 use rustix::pipe::{PipeFlags, pipe_with};
 
 use crate::config::shm;
+use crate::image_volume;
 use crate::oom_score;
 use crate::plan::{self, ContainerPlan, ProcessPlan, RootfsPlan, UserSpec};
 use crate::podinit::{Podinit, bind_listener};
@@ -171,7 +172,7 @@ impl Runtime {
     }
 
     async fn build_container(&self, sandbox: &Arc<Sandbox>, id: &str, config: ContainerConfig) -> Result<()> {
-        let image = self.images.lease(&config.image, id).await?;
+        let (image, volumes) = self.lease_images(&config, id).await?;
         plan::check_non_root(&config.security, &image.config.user)?;
         let (hostname, log_directory) = {
             let record = lock(&sandbox.record);
@@ -201,6 +202,7 @@ impl Runtime {
             user: None,
             process_plan: self.process_plan(&config, &image, &hostname)?,
             lowerdirs: image.lowerdirs,
+            image_volumes: volumes,
             config,
         };
         let dir = self.config.container_dir(id);
@@ -211,6 +213,7 @@ impl Runtime {
         if let Some(top) = record.lowerdirs.first() {
             copy_root_attributes(top, &dir.join("upper")).map_err(internal("the writable layer"))?;
         }
+        self.check_image_volumes(&record).await?;
         let container = Container::new(sandbox.clone(), record);
         let cgroup = container.cgroup();
         self.cgroups.create(&cgroup)?;
@@ -284,7 +287,7 @@ impl Runtime {
         let (_, podinit_pidfd) = container.sandbox.live()?;
         let config = &record.config;
         let mut stdio = Stdio::new(config.tty, config.stdin)?;
-        let plan = self.container_plan(&record, &sandbox_config);
+        let plan = self.container_plan(&record, &sandbox_config)?;
         let pod_pid = plan.pod_pid;
         let cgroup = self.cgroups.open_dir(&container.cgroup())?;
         let request = Request::Container(plan);
@@ -337,7 +340,7 @@ impl Runtime {
         &self,
         record: &ContainerRecord,
         sandbox: &keelson_cri::PodSandboxConfig,
-    ) -> ContainerPlan {
+    ) -> Result<ContainerPlan> {
         let security = &record.config.security;
         let dir = self.config.container_dir(&record.id);
         let shm = match sandbox.namespaces.ipc {
@@ -345,7 +348,7 @@ impl Runtime {
             _ => shm(&self.config.sandbox_run(&record.sandbox_id)),
         };
         let devices = if security.privileged { plan::host_devices() } else { plan::DeviceNode::defaults() };
-        ContainerPlan {
+        Ok(ContainerPlan {
             new_pid: sandbox.namespaces.pid == NamespaceMode::Container,
             pod_pid: sandbox.namespaces.pid != NamespaceMode::Node,
             rootfs: RootfsPlan {
@@ -355,9 +358,9 @@ impl Runtime {
                 target: dir.join("rootfs"),
                 readonly: security.readonly_rootfs,
             },
-            mounts: plan::mount_plan(security, &record.config.mounts, &shm, devices),
+            mounts: plan::mount_plan(security, &record.config.mounts, &shm, devices, &record.image_volumes)?,
             process: record.process_plan.clone(),
-        }
+        })
     }
 
     /// Sends a birth to the spawner; with hostPID a podinit of its own comes with it, whose socket's name is given.
@@ -558,6 +561,10 @@ pub(crate) fn start_error(failure: &Failure) -> CriError {
 fn check_mounts(config: &ContainerConfig) -> Result<()> {
     use keelson_cri::MountPropagation;
     for mount in &config.mounts {
+        if mount.image.is_some() {
+            image_volume::check(mount)?;
+            continue;
+        }
         if !mount.host_path.is_absolute() || !mount.container_path.is_absolute() {
             return Err(CriError::Invalid(format!(
                 "mount {} is not absolute",

@@ -14,6 +14,7 @@ mod adopt;
 mod cgroup;
 mod config;
 mod container;
+mod image_volume;
 mod oom_score;
 mod plan;
 mod podinit;

@@ -1,5 +1,6 @@
 //! What is kept on disk of sandboxes and containers, so that an agent that starts finds everything.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::net::IpAddr;
 use std::os::fd::OwnedFd;
@@ -129,6 +130,9 @@ pub struct ContainerRecord {
     pub image: String,
     /// Layers, topmost first.
     pub lowerdirs: Vec<PathBuf>,
+    /// By image id, the folders of images mounted as volumes.
+    #[serde(default)]
+    pub image_volumes: BTreeMap<String, Vec<PathBuf>>,
     /// Signal that stops it.
     pub stop_signal: i32,
     /// Absolute path of its log.

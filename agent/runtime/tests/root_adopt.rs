@@ -116,3 +116,37 @@ async fn failures_roll_back() {
     assert_eq!(err.to_string(), "sysctl \"kernel.panic\" is not in a separate kernel namespace");
     node.finish(runtime).await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_image_volume_stays_when_the_agent_goes() {
+    let node = Node::new();
+    let folder = node.dir.join("content");
+    std::fs::create_dir_all(&folder).unwrap();
+    std::fs::write(folder.join("file"), "content\n").unwrap();
+    node.images.more.lock().unwrap().insert("content".into(), vec![folder]);
+    let runtime = node.runtime().await;
+    let sandbox = runtime.run_pod_sandbox(sandbox_config(&node, "keep")).await.unwrap();
+    let config = |name: &str| ContainerConfig {
+        mounts: vec![volume("/v", "content", "")],
+        ..script(name, "sleep 300")
+    };
+    let running = runtime.create_container(&sandbox.id, config("running")).await.unwrap();
+    runtime.start_container(&running).await.unwrap();
+    let created = runtime.create_container(&sandbox.id, config("created")).await.unwrap();
+    let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+    assert!(!mounts.contains("/containers/"), "nothing is mounted on the node:\n{mounts}");
+    kill_agent(runtime).await;
+    let runtime = node.runtime().await;
+    runtime.start_container(&created).await.unwrap();
+    for id in [&running, &created] {
+        let (code, out, err) = exec(&runtime, id, &["cat", "/v/file"]).await.unwrap();
+        assert_eq!((code, out.as_str()), (0, "content\n"), "{err}");
+    }
+    assert_eq!(node.images.leases.lock().unwrap().len(), 2);
+    for id in [running, created] {
+        runtime.stop_container(&id, std::time::Duration::ZERO).await.unwrap();
+        runtime.remove_container(&id).await.unwrap();
+    }
+    assert!(node.images.leases.lock().unwrap().is_empty());
+    node.finish(runtime).await;
+}

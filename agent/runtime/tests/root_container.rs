@@ -144,6 +144,73 @@ async fn security_context_is_honoured() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn images_as_volumes() {
+    use rustix::fs::{CWD, FileType, Mode, XattrFlags, mknodat, setxattr};
+    let node = Node::new();
+    let (top, bottom) = (node.dir.join("top"), node.dir.join("bottom"));
+    for dir in [top.join("etc"), top.join("opaque"), bottom.join("etc/conf.d"), bottom.join("opaque")] {
+        std::fs::create_dir_all(dir).unwrap();
+    }
+    for (file, text) in [
+        (bottom.join("etc/below"), "below"),
+        (bottom.join("etc/both"), "hidden"),
+        (bottom.join("etc/gone"), "removed"),
+        (bottom.join("opaque/covered"), "covered"),
+        (bottom.join("etc/conf.d/a"), "a"),
+        (top.join("etc/both"), "shown"),
+    ] {
+        std::fs::write(file, format!("{text}\n")).unwrap();
+    }
+    // As unpacked layers have them: a whiteout and an opaque folder; and links, which mean paths of the image.
+    mknodat(CWD, top.join("etc/gone"), FileType::CharacterDevice, Mode::empty(), 0).unwrap();
+    setxattr(top.join("opaque"), "trusted.overlay.opaque", b"y", XattrFlags::empty()).unwrap();
+    std::os::unix::fs::symlink("/etc/conf.d", top.join("link")).unwrap();
+    std::os::unix::fs::symlink("../../../../etc", top.join("out")).unwrap();
+    {
+        let mut images = node.images.more.lock().unwrap();
+        images.insert("two".into(), vec![top.clone(), bottom.clone()]);
+        images.insert("one".into(), vec![bottom.clone()]);
+        images.insert("none".into(), Vec::new());
+    }
+    let runtime = node.runtime().await;
+    let sandbox = runtime.run_pod_sandbox(sandbox_config(&node, "vol")).await.unwrap();
+    let config = ContainerConfig {
+        mounts: vec![
+            volume("/two", "two", ""),
+            volume("/one", "one", ""),
+            volume("/none", "none", ""),
+            volume("/conf", "two", "link"),
+            volume("/out", "two", "out/conf.d"),
+            volume("/file", "two", "etc/both"),
+        ],
+        ..script(
+            "v",
+            "exec 2>&1; cat /two/etc/both /two/etc/below /file; ls /two/etc /two/opaque /one/etc /none /conf /out
+             touch /two/x; rm /two/etc/both; touch /none/x; echo x > /file; grep -c ' - overlay .* ro,' /proc/self/mountinfo",
+        )
+    };
+    let (status, lines) = run(&runtime, &sandbox.id, config).await;
+    let all = lines.join("\n");
+    assert_eq!(status.exit_code, Some(0), "{all}");
+    let listing = "shown\nbelow\nshown\n/conf:\na\n\n/none:\n\n/one/etc:\nbelow\nboth\nconf.d\ngone\n\n/out:\na\n\n/two/etc:\nbelow\nboth\nconf.d\n\n/two/opaque:\n";
+    let read_only = "touch: /two/x: Read-only file system\nrm: can't remove '/two/etc/both': Read-only file system\ntouch: /none/x: Read-only file system\n/bin/sh: can't create /file: Read-only file system";
+    assert!(all.starts_with(listing), "{all}");
+    assert!(all.contains(read_only), "{all}");
+    assert!(!top.join("x").exists() && !bottom.join("x").exists());
+
+    let create = |name: &str, mount: Mount| {
+        let config = ContainerConfig { mounts: vec![mount], ..script(name, "true") };
+        runtime.create_container(&sandbox.id, config)
+    };
+    let absent = create("absent", volume("/v", "two", "etc/gone")).await.unwrap_err();
+    assert_eq!(absent.to_string(), "ImageVolumeMountFailed: /v: the image two has no path \"etc/gone\"");
+    assert!(matches!(create("unknown", volume("/v", "nowhere", "")).await, Err(CriError::NotFound(_))));
+    let shared = Mount { propagation: MountPropagation::Bidirectional, ..volume("/v", "two", "") };
+    assert!(matches!(create("shared", shared).await, Err(CriError::Invalid(_))));
+    node.finish(runtime).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn mounts_and_working_dir() {
     let node = Node::new();
     let runtime = node.runtime().await;
@@ -154,6 +221,7 @@ async fn mounts_and_working_dir() {
     let bind = |container: &str, host: std::path::PathBuf, readonly: bool| Mount {
         container_path: container.into(),
         host_path: host,
+        image: None,
         readonly,
         recursive_read_only: false,
         propagation: MountPropagation::Private,

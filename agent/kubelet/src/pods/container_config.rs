@@ -22,7 +22,7 @@ use crate::env::build::{Sources, build};
 use crate::env::expansion::{expand, expand_strict};
 use crate::env::services;
 use crate::objects::ObjectView;
-use crate::volumes::setup::{VolumeContext, mounts};
+use crate::volumes::setup::{ImageVolumes, VolumeContext, mounts};
 use crate::volumes::token::PodTokens;
 
 /// How long a start waits for the first list of Services.
@@ -38,6 +38,8 @@ pub struct ConfigInput<'a> {
     pub attempt: u32,
     /// Its image.
     pub image: &'a Image,
+    /// Those of its volumes.
+    pub image_volumes: &'a ImageVolumes,
     /// The ready sandbox.
     pub sandbox: &'a PodSandboxStatus,
     /// ConfigMaps and Secrets.
@@ -95,7 +97,7 @@ pub async fn container_config(
         mounter: &*ctx.mounter,
     };
     let mut all_mounts = managed_mounts(ctx, input, &pod_dir, &addresses.pod_ips)?;
-    let own = mounts(&volume_context, container, &|text| expand_strict(text, lookup))
+    let own = mounts(&volume_context, container, input.image_volumes, &|text| expand_strict(text, lookup))
         .map_err(|e| format!("failed to prepare volume mounts of container {:?}: {e}", container.name))?;
     // The author's own mount of a path wins over ours.
     all_mounts.retain(|m| own.iter().all(|o| o.container_path != m.container_path));
@@ -149,6 +151,7 @@ fn managed_mounts(
     let mount = |container_path: &str, host_path: PathBuf| Mount {
         container_path: container_path.into(),
         host_path,
+        image: None,
         readonly: container
             .security_context
             .as_ref()

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use base64::Engine;
-use k8s_openapi::api::core::v1::{Container, Pod};
+use k8s_openapi::api::core::v1::{Container, ImageVolumeSource, Pod};
 use keelson_cri::{CriError, Image, ImageService, RegistryAuth};
 use parking_lot::Mutex;
 use tokio::sync::Semaphore;
@@ -26,28 +26,60 @@ const PARALLEL: usize = 5;
 pub struct Puller {
     backoff: Mutex<Backoff<String>>,
     slots: Semaphore,
+    /// By key of the back-off: how the last pull failed.
+    failures: Mutex<HashMap<String, String>>,
     same_image: Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>,
     clock: Clock,
 }
 
-/// Whom a pull is for.
+/// What is to be pulled, and whom for.
 pub struct PullFor<'a> {
     /// The pod.
     pub pod: &'a Pod,
-    /// The container.
-    pub container: &'a Container,
-    /// Which list it stands in.
-    pub kind: ContainerKind,
+    /// The image, as the pod's author wrote it.
+    pub reference: &'a str,
+    /// Pull policy, if there is one.
+    pub policy: Option<&'a str>,
+    /// The container that the events are about; none for an image volume, whose events are about the pod.
+    pub container: Option<(ContainerKind, &'a Container)>,
     /// Pull secrets.
     pub objects: &'a ObjectView,
 }
 
+impl<'a> PullFor<'a> {
+    /// The image of a container.
+    pub fn container(
+        pod: &'a Pod,
+        kind: ContainerKind,
+        container: &'a Container,
+        objects: &'a ObjectView,
+    ) -> Self {
+        Self {
+            pod,
+            reference: container.image.as_deref().unwrap_or_default(),
+            policy: container.image_pull_policy.as_deref(),
+            container: Some((kind, container)),
+            objects,
+        }
+    }
+
+    /// The image of a volume.
+    pub fn volume(pod: &'a Pod, source: &'a ImageVolumeSource, objects: &'a ObjectView) -> Self {
+        Self {
+            pod,
+            reference: source.reference.as_deref().unwrap_or_default(),
+            policy: source.pull_policy.as_deref(),
+            container: None,
+            objects,
+        }
+    }
+}
+
 /// When to pull. Without a policy: `Always` for `:latest` and no tag, else `IfNotPresent`.
-fn policy(container: &Container) -> &str {
-    if let Some(policy) = container.image_pull_policy.as_deref().filter(|p| !p.is_empty()) {
+fn policy<'a>(image: &str, given: Option<&'a str>) -> &'a str {
+    if let Some(policy) = given.filter(|p| !p.is_empty()) {
         return policy;
     }
-    let image = container.image.as_deref().unwrap_or_default();
     let name = image.rsplit('/').next().unwrap_or(image);
     if !name.contains('@') && (!name.contains(':') || name.ends_with(":latest")) {
         "Always"
@@ -62,21 +94,25 @@ impl Puller {
         Self {
             backoff: Mutex::new(Backoff::new(INITIAL, MAX)),
             slots: Semaphore::new(PARALLEL),
+            failures: Mutex::default(),
             same_image: Mutex::default(),
             clock,
         }
     }
 
-    /// The image of a container, pulled when its policy asks for it. Events as upstream's.
+    /// The image, pulled when its policy asks for it. Events as upstream's.
     pub async fn ensure(
         &self,
         images: &dyn ImageService,
         events: &EventRecorder,
         who: &PullFor<'_>,
     ) -> Result<Image, StartError> {
-        let reference = who.container.image.as_deref().unwrap_or_default();
-        let say = |type_, reason: &str, message: String| {
-            events.container(who.pod, who.kind, &who.container.name, type_, reason, message);
+        let reference = who.reference;
+        let say = |type_, reason: &str, message: String| match who.container {
+            Some((kind, container)) => {
+                events.container(who.pod, kind, &container.name, type_, reason, message);
+            }
+            None => events.pod(who.pod, type_, reason, message),
         };
         let present = match images.image_status(reference).await {
             Ok(image) => image,
@@ -91,7 +127,7 @@ impl Puller {
                 return Err(StartError::new("ImageInspectError", message));
             }
         };
-        let pull = match (policy(who.container), &present) {
+        let pull = match (policy(reference, who.policy), &present) {
             ("Always", _) => true,
             ("Never", None) => {
                 let message =
@@ -114,8 +150,12 @@ impl Puller {
         let key = format!("{}_{reference}", PodExt::uid(who.pod));
         let until = self.backoff.lock().until_since_update(&key, self.clock.now());
         if let Some(until) = until {
-            let message = format!("Back-off pulling image {reference:?}");
+            let mut message = format!("Back-off pulling image {reference:?}");
             say(EventType::Normal, "BackOff", message.clone());
+            // The status goes on saying what is wrong, not only that it was tried.
+            if let Some(failure) = self.failures.lock().get(&key) {
+                message = format!("{message}: {failure}");
+            }
             return Err(StartError { retry_at: Some(until), ..StartError::new("ImagePullBackOff", message) });
         }
         self.pull(images, reference, key, who, &say).await
@@ -143,7 +183,12 @@ impl Puller {
         let now = self.clock.now();
         match result {
             Ok(image) => {
-                self.backoff.lock().gc(now);
+                self.failures.lock().remove(&key);
+                let mut backoff = self.backoff.lock();
+                backoff.gc(now);
+                // Of pods that are gone.
+                self.failures.lock().retain(|key, _| !backoff.wait(key).is_zero());
+                drop(backoff);
                 let (took, waited) = (go_millis(started.elapsed()), go_millis(asked.elapsed()));
                 let size = image.size;
                 say(
@@ -165,6 +210,7 @@ impl Puller {
                 self.backoff.lock().next(key.clone(), now, now);
                 let until = self.backoff.lock().until_since_update(&key, now);
                 let mut failed = StartError::new(reason, error.to_string());
+                self.failures.lock().insert(key, failed.to_string());
                 // `ErrImagePull` is shown first; the next round turns it into `ImagePullBackOff`.
                 failed.retry_at = until.map(|u| u.min(now + std::time::Duration::from_secs(1)));
                 Err(failed)
@@ -265,8 +311,8 @@ mod tests {
     use serde_json::json;
 
     fn check_policy(image: &str, want: &str) {
-        let c = Container { image: Some(image.into()), ..Container::default() };
-        assert_eq!(policy(&c), want, "{image}");
+        assert_eq!(policy(image, None), want, "{image}");
+        assert_eq!(policy(image, Some("Never")), "Never");
     }
 
     #[test]

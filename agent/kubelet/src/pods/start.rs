@@ -17,6 +17,7 @@ use super::stop::{StopInput, stop_container};
 use super::{actions::KillReason, qos};
 use crate::events::EventType;
 use crate::objects::ObjectView;
+use crate::volumes::setup::ImageVolumes;
 use crate::volumes::token::PodTokens;
 
 /// Why a container is not running; becomes `state.waiting`.
@@ -66,8 +67,8 @@ pub async fn start_container(ctx: &Context, input: &StartInput<'_>) -> Result<St
         say(EventType::Warning, "Failed", format!("Error: {message}"));
         StartError::new(reason, message)
     };
-    let who =
-        PullFor { pod: input.pod, container: input.container, kind: input.kind, objects: input.objects };
+    let image_volumes = phase("image_volumes", image_volumes(ctx, input)).await?;
+    let who = PullFor::container(input.pod, input.kind, input.container, input.objects);
     let image = match phase("image", ctx.puller.ensure(&*ctx.images, &ctx.events, &who)).await {
         Ok(image) => image,
         Err(error) => {
@@ -80,6 +81,7 @@ pub async fn start_container(ctx: &Context, input: &StartInput<'_>) -> Result<St
         container: input.container,
         attempt: input.attempt,
         image: &image,
+        image_volumes: &image_volumes,
         sandbox: input.sandbox,
         objects: input.objects,
         tokens: input.tokens,
@@ -101,6 +103,31 @@ pub async fn start_container(ctx: &Context, input: &StartInput<'_>) -> Result<St
     link_log(ctx, input, &id);
     post_start(ctx, input, &id).await?;
     Ok(id)
+}
+
+/// Images of those of the pod's volumes that the container mounts, pulled when their policy asks for it. When some can't
+/// be had the others are pulled all the same, as upstream does; the last error is the container's.
+async fn image_volumes(ctx: &Context, input: &StartInput<'_>) -> Result<ImageVolumes, StartError> {
+    let mut images = ImageVolumes::new();
+    let mut failure = None;
+    let mounts = input.container.volume_mounts.as_deref().unwrap_or_default();
+    for volume in PodExt::spec(input.pod).volumes.iter().flatten() {
+        let Some(source) = &volume.image else { continue };
+        if !mounts.iter().any(|mount| mount.name == volume.name) {
+            continue;
+        }
+        let who = PullFor::volume(input.pod, source, input.objects);
+        match ctx.puller.ensure(&*ctx.images, &ctx.events, &who).await {
+            Ok(image) => drop(images.insert(volume.name.clone(), image.id)),
+            Err(error) => {
+                let text = format!("Error: {}", error.reason);
+                let name = &input.container.name;
+                ctx.events.container(input.pod, input.kind, name, EventType::Warning, "Failed", text);
+                failure = Some(error);
+            }
+        }
+    }
+    failure.map_or(Ok(images), Err)
 }
 
 async fn post_start(ctx: &Context, input: &StartInput<'_>, id: &str) -> Result<(), StartError> {

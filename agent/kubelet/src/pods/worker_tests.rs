@@ -334,12 +334,72 @@ async fn image_pull_back_off() {
     tokio::time::sleep(Duration::from_millis(500)).await;
     assert_eq!(b.waiting(0), ("ErrImagePull".into(), "missing:1: no such image".into()));
     b.wait(3).await;
-    assert_eq!(b.waiting(0).0, "ImagePullBackOff");
+    let text = "Back-off pulling image \"missing:1\": ErrImagePull: missing:1: no such image";
+    assert_eq!(b.waiting(0), ("ImagePullBackOff".into(), text.into()));
     assert_eq!(b.phase(), "Pending");
     // Deletion does not wait for the pull.
     b.delete(30);
     b.wait(1).await;
     assert_eq!(b.api.deletes().len(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn image_volumes() {
+    let b = bench(json!({
+        "containers": [{"name": "a", "image": "i:1",
+            "env": [{"name": "PART", "value": "etc"}],
+            "volumeMounts": [{"name": "v", "mountPath": "/all"},
+                {"name": "v", "mountPath": "part", "subPathExpr": "$(PART)/x"}]}],
+        "volumes": [{"name": "v", "image": {"reference": "content:1"}},
+            {"name": "unused", "image": {"reference": "missing:1"}}]}))
+    .await;
+    b.wait(2).await;
+    assert_eq!(b.phase(), "Running");
+    let mounts = b.runtime.config("a-0").mounts;
+    let of_images: Vec<_> = mounts.iter().filter(|m| m.image.is_some()).collect();
+    let seen = of_images.iter().map(|m| {
+        let image = m.image.clone().unwrap();
+        assert!(m.readonly && m.host_path.as_os_str().is_empty());
+        (m.container_path.display().to_string(), image.image, image.sub_path)
+    });
+    let id = "sha256:1".to_owned();
+    let wanted =
+        [("/all".to_owned(), id.clone(), String::new()), ("/part".to_owned(), id, "etc/x".to_owned())];
+    assert_eq!(seen.collect::<Vec<_>>(), wanted);
+    let pulled =
+        "Pulled: Container image \"content:1\" already present on machine and can be accessed by the pod";
+    assert!(b.api.events().iter().any(|e| e == pulled), "{:?}", b.api.events());
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_image_volume_that_cannot_be_had() {
+    let pod = |policy: &str, sub_path: &str| {
+        json!({"containers": [{"name": "a", "image": "i:1",
+                "volumeMounts": [{"name": "v", "mountPath": "/v", "subPath": sub_path}]}],
+            "volumes": [{"name": "v", "image": {"reference": "missing:1", "pullPolicy": policy}}]})
+    };
+    let b = bench(pod("IfNotPresent", "")).await;
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    assert_eq!(b.waiting(0), ("ErrImagePull".into(), "missing:1: no such image".into()));
+    b.wait(3).await;
+    assert_eq!(b.waiting(0).0, "ImagePullBackOff");
+    let events = b.api.events();
+    for wanted in [
+        "Pulling: Pulling image \"missing:1\"",
+        "Failed: Failed to pull image \"missing:1\": missing:1: no such image",
+        "Failed: Error: ErrImagePull",
+        "BackOff: Back-off pulling image \"missing:1\"",
+    ] {
+        assert!(events.iter().any(|e| e == wanted), "{wanted}: {events:?}");
+    }
+    let b = bench(pod("Never", "")).await;
+    b.wait(2).await;
+    assert_eq!(b.waiting(0).0, "ErrImageNeverPull");
+    let mut present = pod("IfNotPresent", "../etc");
+    present["volumes"][0]["image"]["reference"] = "content:1".into();
+    let b = bench(present).await;
+    b.wait(2).await;
+    assert_eq!(b.waiting(0).0, "CreateContainerConfigError");
 }
 
 #[tokio::test(start_paused = true)]

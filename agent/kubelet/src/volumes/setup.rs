@@ -8,7 +8,7 @@ use std::time::SystemTime;
 
 use k8s_openapi::api::core::v1::{Container, Pod, ServiceAccountTokenProjection, Volume, VolumeMount};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
-use keelson_cri::{Mount, MountPropagation};
+use keelson_cri::{ImageMount, Mount, MountPropagation};
 
 use super::mounter::Mounter;
 use super::payload::{PayloadSources, payload};
@@ -73,9 +73,13 @@ pub async fn set_up(ctx: &VolumeContext<'_>) -> Outcome {
 }
 
 async fn set_up_one(ctx: &VolumeContext<'_>, volume: &Volume) -> Result<Option<SystemTime>, VolumeError> {
+    // Pulled when a container that mounts it starts, and mounted by the runtime.
+    if volume.image.is_some() {
+        return Ok(None);
+    }
     let Some(dir) = path(ctx.pod_dir, volume) else {
         return Err(VolumeError::Unsupported(format!(
-            "volume type of {:?} is not supported by this node (supported: emptyDir, hostPath, configMap, secret, projected, downwardAPI)",
+            "volume type of {:?} is not supported by this node (supported: emptyDir, hostPath, configMap, secret, projected, downwardAPI, image)",
             volume.name
         )));
     };
@@ -168,7 +172,7 @@ fn make_dir(mounter: &dyn Mounter, dir: &Path, memory: Option<Option<u64>>) -> R
     Ok(())
 }
 
-/// Where a volume is on the node; none for kinds that are not supported.
+/// Where a volume is on the node; none for an image, which is nowhere, and kinds that are not supported.
 pub fn path(pod_dir: &Path, volume: &Volume) -> Option<PathBuf> {
     let plugin = if let Some(source) = &volume.host_path {
         return Some(PathBuf::from(&source.path));
@@ -188,46 +192,63 @@ pub fn path(pod_dir: &Path, volume: &Volume) -> Option<PathBuf> {
     Some(pod_dir.join("volumes").join(plugin).join(&volume.name))
 }
 
-/// The mounts of one container. `expand` resolves `subPathExpr` with the container's environment.
+/// By name of the volume, the id of its image.
+pub type ImageVolumes = BTreeMap<String, String>;
+
+/// The mounts of one container. `images` are there already; `expand` resolves `subPathExpr` with the container's
+/// environment.
 pub fn mounts(
     ctx: &VolumeContext<'_>,
     container: &Container,
+    images: &ImageVolumes,
     expand: &dyn Fn(&str) -> Result<String, String>,
 ) -> Result<Vec<Mount>, VolumeError> {
     let mut out = Vec::new();
     for (index, mount) in container.volume_mounts.iter().flatten().enumerate() {
         let volumes = PodExt::spec(ctx.pod).volumes.as_deref().unwrap_or_default();
         let volume = volumes.iter().find(|v| v.name == mount.name);
-        let root = volume.and_then(|v| path(ctx.pod_dir, v)).ok_or_else(|| {
-            let mount_name = &mount.name;
-            VolumeError::Retry(format!("volume {mount_name:?} is not mounted"))
-        })?;
+        let missing = || VolumeError::Retry(format!("volume {:?} is not mounted", mount.name));
+        let volume = volume.ok_or_else(missing)?;
         let sub = match (&mount.sub_path, &mount.sub_path_expr) {
             (Some(p), _) if !p.is_empty() => Some(p.clone()),
             (_, Some(expr)) if !expr.is_empty() => Some(expand(expr).map_err(VolumeError::Retry)?),
             _ => None,
         };
-        let host_path = match sub {
-            Some(sub) => {
-                let fd = subpath::open_beneath(&root, &sub)?;
-                let target = subpath::target(ctx.pod_dir, &mount.name, &container.name, index);
-                subpath::bind(ctx.mounter, &fd, &target)?
+        let (host_path, image) = if volume.image.is_some() {
+            let image = images.get(&mount.name).ok_or_else(missing)?.clone();
+            let sub_path = sub.unwrap_or_default();
+            if !sub_path.is_empty() {
+                subpath::check(&sub_path)?;
             }
-            None => root,
+            (PathBuf::new(), Some(ImageMount { image, sub_path }))
+        } else {
+            let root = path(ctx.pod_dir, volume).ok_or_else(missing)?;
+            let host_path = match sub {
+                Some(sub) => {
+                    let fd = subpath::open_beneath(&root, &sub)?;
+                    let target = subpath::target(ctx.pod_dir, &mount.name, &container.name, index);
+                    subpath::bind(ctx.mounter, &fd, &target)?
+                }
+                None => root,
+            };
+            (host_path, None)
         };
         let container_path = if mount.mount_path.starts_with('/') {
             PathBuf::from(&mount.mount_path)
         } else {
             Path::new("/").join(&mount.mount_path)
         };
-        // What the API owns can't be written by a container.
-        let volume_readonly = volume.is_some_and(|v| {
-            v.config_map.is_some() || v.secret.is_some() || v.projected.is_some() || v.downward_api.is_some()
-        });
+        // What the API or a registry owns can't be written by a container.
+        let volume_readonly = volume.config_map.is_some()
+            || volume.secret.is_some()
+            || volume.projected.is_some()
+            || volume.downward_api.is_some()
+            || volume.image.is_some();
         let readonly = mount.read_only == Some(true) || volume_readonly;
         out.push(Mount {
             container_path,
             host_path,
+            image,
             readonly,
             recursive_read_only: recursive_read_only(mount, readonly)?,
             propagation: match mount.mount_propagation.as_deref() {

@@ -15,13 +15,18 @@ use super::VolumeError;
 use super::mounter::Mounter;
 use crate::pods::security::stays_below;
 
+/// Refuses a path that is absolute or has `..`, before anything is opened.
+pub fn check(subpath: &str) -> Result<(), VolumeError> {
+    if stays_below(subpath) {
+        Ok(())
+    } else {
+        Err(VolumeError::Unsupported(format!("subPath {subpath:?} must be relative and not contain '..'")))
+    }
+}
+
 /// Opens `subpath` of `volume`; what is missing is made as folders. The descriptor is `O_PATH`.
 pub fn open_beneath(volume: &Path, subpath: &str) -> Result<OwnedFd, VolumeError> {
-    if !stays_below(subpath) {
-        return Err(VolumeError::Unsupported(format!(
-            "subPath {subpath:?} must be relative and not contain '..'"
-        )));
-    }
+    check(subpath)?;
     let what = || format!("opening subPath {subpath:?} of {}", volume.display());
     let root =
         open(volume, OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty()).map_err(VolumeError::io(what()))?;

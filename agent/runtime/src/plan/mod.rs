@@ -10,7 +10,7 @@ mod users;
 pub use caps::container_capabilities;
 pub use devices::{DeviceNode, device_filter, host_devices};
 pub use env::container_env;
-pub use mounts::{BindPlan, MountKind, MountPlan, MountStep, mount_plan};
+pub use mounts::{BindPlan, ImagePlan, MountKind, MountPlan, MountStep, image_lowerdirs, mount_plan};
 pub use users::{MAX_FILE as MAX_USER_FILE, ResolvedUser, UserSpec, check_non_root, resolve_user};
 
 use std::path::PathBuf;

@@ -1,8 +1,9 @@
 //! The mounts of a container, in order.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use keelson_cri::{Mount, MountPropagation, SecurityContext};
+use keelson_cri::{CriError, Mount, MountPropagation, Result, SecurityContext};
 use serde::{Deserialize, Serialize};
 
 use super::DeviceNode;
@@ -38,6 +39,25 @@ pub struct BindPlan {
     pub propagation: MountPropagation,
 }
 
+/// An image as a volume, read-only.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImagePlan {
+    /// Folders of its layers, the topmost first. A single one is shown as it is.
+    pub lowerdirs: Vec<PathBuf>,
+    /// What of the image; empty for all.
+    pub sub_path: PathBuf,
+}
+
+/// The folders that an image volume is made of. Without a writable folder overlayfs wants two or more: `empty`, a folder
+/// without content, is added where there are fewer.
+pub fn image_lowerdirs(layers: &[PathBuf], empty: &Path) -> Vec<PathBuf> {
+    let mut lowerdirs = layers.to_vec();
+    if lowerdirs.len() < 2 {
+        lowerdirs.push(empty.to_path_buf());
+    }
+    lowerdirs
+}
+
 /// What is mounted.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum MountKind {
@@ -55,6 +75,8 @@ pub enum MountKind {
     Cgroup { readonly: bool },
     /// Something of the node.
     Bind(BindPlan),
+    /// An image.
+    Image(ImagePlan),
 }
 
 /// One mount.
@@ -80,13 +102,14 @@ pub struct MountPlan {
 }
 
 /// Plans the mounts: the OCI defaults, then the pod's own, which replace a default at the same place; parents come
-/// before what lies in them (a stable sort by depth, as containerd's).
+/// before what lies in them (a stable sort by depth, as containerd's). `images`: by image id, the folders of volumes.
 pub fn mount_plan(
     security: &SecurityContext,
     mounts: &[Mount],
     shm: &Path,
     devices: Vec<DeviceNode>,
-) -> MountPlan {
+    images: &BTreeMap<String, Vec<PathBuf>>,
+) -> Result<MountPlan> {
     let step = |target: &str, kind| MountStep { target: target.into(), kind };
     let readonly = !security.privileged;
     let shm = BindPlan {
@@ -107,18 +130,27 @@ pub fn mount_plan(
     for mount in mounts {
         let target = clean(&mount.container_path);
         steps.retain(|s| s.target != target);
-        let bind = BindPlan {
-            source: mount.host_path.clone(),
-            readonly: mount.readonly,
-            recursive_readonly: mount.recursive_read_only,
-            propagation: mount.propagation,
+        let kind = match &mount.image {
+            Some(volume) => {
+                let lowerdirs = images.get(&volume.image).ok_or_else(|| {
+                    CriError::Internal(format!("layers of the image volume {} are not known", volume.image))
+                })?;
+                let sub_path = PathBuf::from(&volume.sub_path);
+                MountKind::Image(ImagePlan { lowerdirs: lowerdirs.clone(), sub_path })
+            }
+            None => MountKind::Bind(BindPlan {
+                source: mount.host_path.clone(),
+                readonly: mount.readonly,
+                recursive_readonly: mount.recursive_read_only,
+                propagation: mount.propagation,
+            }),
         };
-        steps.push(MountStep { target, kind: MountKind::Bind(bind) });
+        steps.push(MountStep { target, kind });
     }
     steps.sort_by_key(|s| s.target.components().count());
     let masks = !security.privileged && !security.unmasked_proc;
     let list = |paths: &[&str]| if masks { paths.iter().map(PathBuf::from).collect() } else { Vec::new() };
-    MountPlan { steps, devices, masked: list(&MASKED), readonly: list(&READONLY) }
+    Ok(MountPlan { steps, devices, masked: list(&MASKED), readonly: list(&READONLY) })
 }
 
 /// Absolute, without `.` and `..`, as Go's filepath.Clean.
@@ -137,11 +169,13 @@ fn clean(path: &Path) -> PathBuf {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use keelson_cri::ImageMount;
 
     fn mount(path: &str) -> Mount {
         Mount {
             container_path: path.into(),
             host_path: "/host".into(),
+            image: None,
             readonly: true,
             recursive_read_only: false,
             propagation: MountPropagation::Private,
@@ -149,7 +183,7 @@ mod tests {
     }
 
     fn targets(security: &SecurityContext, mounts: &[Mount]) -> Vec<String> {
-        let plan = mount_plan(security, mounts, Path::new("/run/shm"), Vec::new());
+        let plan = mount_plan(security, mounts, Path::new("/run/shm"), Vec::new(), &BTreeMap::new()).unwrap();
         plan.steps.iter().map(|s| s.target.display().to_string()).collect()
     }
 
@@ -175,14 +209,47 @@ mod tests {
 
     #[test]
     fn privileged_sees_everything_writable() {
-        let security = SecurityContext { privileged: true, ..SecurityContext::default() };
-        let plan = mount_plan(&security, &[], Path::new("/s"), Vec::new());
-        assert!(plan.masked.is_empty() && plan.readonly.is_empty());
+        let plan = |security: &SecurityContext| {
+            mount_plan(security, &[], Path::new("/s"), Vec::new(), &BTreeMap::new()).unwrap()
+        };
+        let all = plan(&SecurityContext { privileged: true, ..SecurityContext::default() });
+        assert!(all.masked.is_empty() && all.readonly.is_empty());
         assert!(
-            plan.steps
+            all.steps
                 .contains(&MountStep { target: "/sys".into(), kind: MountKind::Sysfs { readonly: false } })
         );
-        let unmasked = SecurityContext { unmasked_proc: true, ..SecurityContext::default() };
-        assert!(mount_plan(&unmasked, &[], Path::new("/s"), Vec::new()).masked.is_empty());
+        assert!(
+            plan(&SecurityContext { unmasked_proc: true, ..SecurityContext::default() }).masked.is_empty()
+        );
+    }
+
+    #[test]
+    fn image_volumes_know_their_layers() {
+        let volume = Mount {
+            host_path: PathBuf::new(),
+            image: Some(ImageMount { image: "sha256:a".into(), sub_path: "etc".into() }),
+            ..mount("/volume")
+        };
+        let plan = |images: &BTreeMap<String, Vec<PathBuf>>| {
+            let mounts = std::slice::from_ref(&volume);
+            mount_plan(&SecurityContext::default(), mounts, Path::new("/s"), Vec::new(), images)
+        };
+        let lowerdirs = vec![PathBuf::from("/top"), PathBuf::from("/bottom")];
+        let known = plan(&BTreeMap::from([("sha256:a".to_owned(), lowerdirs.clone())])).unwrap();
+        let image = MountKind::Image(ImagePlan { lowerdirs, sub_path: "etc".into() });
+        assert!(known.steps.contains(&MountStep { target: "/volume".into(), kind: image }));
+        assert!(plan(&BTreeMap::new()).is_err());
+    }
+
+    #[test]
+    fn few_layers_stand_on_an_empty_one() {
+        let check = |layers: &[&str], want: &[&str]| {
+            let layers: Vec<PathBuf> = layers.iter().map(PathBuf::from).collect();
+            let want: Vec<PathBuf> = want.iter().map(PathBuf::from).collect();
+            assert_eq!(image_lowerdirs(&layers, Path::new("/empty")), want);
+        };
+        check(&[], &["/empty"]);
+        check(&["/a"], &["/a", "/empty"]);
+        check(&["/a", "/b"], &["/a", "/b"]);
     }
 }

@@ -7,6 +7,7 @@
 
 mod client;
 mod container;
+mod image_volume;
 mod in_root;
 mod process;
 mod protocol;
@@ -15,6 +16,7 @@ mod sandbox;
 mod server;
 
 pub use client::{ChildSync, Spawned, Spawner, readonly_clone};
+pub use image_volume::check as check_image_volume;
 pub use protocol::{Failure, FailureKind, Request};
 
 /// Name under which this program is the spawner.

@@ -3,7 +3,7 @@
 use std::ffi::CStr;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use keelson_cri::MountPropagation;
 use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags};
@@ -13,6 +13,7 @@ use rustix::mount::{
     mount, mount_change, move_mount, open_tree, unmount,
 };
 
+use super::image_volume;
 use super::in_root::{self, Make};
 use super::protocol::Failure;
 use crate::plan::{BindPlan, ContainerPlan, DeviceNode, MountKind, MountStep, RootfsPlan};
@@ -40,6 +41,15 @@ pub fn build(plan: &ContainerPlan) -> Result<OwnedFd, Failure> {
     }
     mount_change("/", MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC)
         .map_err(|e| Failure::setup("making mounts private", e))?;
+    // Before the root covers the folder that serves as their place.
+    for (step, source) in plan.mounts.steps.iter().zip(&mut sources) {
+        if let MountKind::Image(image) = &step.kind {
+            let tree = image_volume::tree(image, &plan.rootfs.target).map_err(|e| {
+                Failure::setup(format!("mount of an image volume at {}", step.target.display()), e)
+            })?;
+            *source = Some(tree);
+        }
+    }
     let root = mount_root(&plan.rootfs).map_err(|e| Failure::setup("mount of the root filesystem", e))?;
     let root_fd = root.as_fd();
     let mut proc_fd = None;
@@ -69,28 +79,44 @@ pub fn enter(root: &OwnedFd) -> io::Result<()> {
 }
 
 fn mount_root(plan: &RootfsPlan) -> io::Result<OwnedFd> {
-    let open = |path: &Path| {
-        rustix::fs::open(path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+    overlay(&plan.lowerdirs, Some((&plan.upper, &plan.work)), &plan.target)
+}
+
+/// Opens (O_PATH) a folder.
+pub(super) fn open_dir(path: &Path) -> rustix::io::Result<OwnedFd> {
+    rustix::fs::open(path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+}
+
+/// Mounts an overlay at an existing folder and gives its root. `writable`: upper and work folder; without them there
+/// must be two lower folders at least.
+pub(super) fn overlay(
+    lowerdirs: &[PathBuf],
+    writable: Option<(&Path, &Path)>,
+    target: &Path,
+) -> io::Result<OwnedFd> {
+    let lower = lowerdirs.iter().map(|p| open_dir(p)).collect::<Result<Vec<_>, _>>()?;
+    let writable = match writable {
+        Some((upper, work)) => Some((open_dir(upper)?, open_dir(work)?)),
+        None => None,
     };
-    let lower = plan.lowerdirs.iter().map(|p| open(p)).collect::<Result<Vec<_>, _>>()?;
-    let (upper, work) = (open(&plan.upper)?, open(&plan.work)?);
     // fsconfig refuses values of 256 bytes and mount(2) takes one page for all: paths by descriptor are always short,
     // and the container's mountinfo does not tell where the node keeps its images.
     let by_fd = |fd: &OwnedFd| format!("/proc/self/fd/{}", fd.as_raw_fd());
-    let target = open(&plan.target)?;
-    match overlay_new_api(&lower, &upper, &work, &by_fd) {
+    match overlay_new_api(&lower, writable.as_ref(), &by_fd) {
         Ok(tree) => {
-            attach(&tree, target.as_fd())?;
+            attach(&tree, open_dir(target)?.as_fd())?;
             Ok(tree)
         }
         // Before 6.7 overlayfs has no `lowerdir+`.
         Err(rustix::io::Errno::INVAL) => {
             let lower: Vec<String> = lower.iter().map(by_fd).collect();
-            let options =
-                format!("lowerdir={},upperdir={},workdir={}", lower.join(":"), by_fd(&upper), by_fd(&work));
+            let mut options = format!("lowerdir={}", lower.join(":"));
+            if let Some((upper, work)) = &writable {
+                options.push_str(&format!(",upperdir={},workdir={}", by_fd(upper), by_fd(work)));
+            }
             let options = std::ffi::CString::new(options)?;
-            mount("overlay", &plan.target, "overlay", MountFlags::empty(), Some(options.as_c_str()))?;
-            Ok(open(&plan.target)?)
+            mount("overlay", target, "overlay", MountFlags::empty(), Some(options.as_c_str()))?;
+            Ok(open_dir(target)?)
         }
         Err(err) => Err(err.into()),
     }
@@ -98,22 +124,23 @@ fn mount_root(plan: &RootfsPlan) -> io::Result<OwnedFd> {
 
 fn overlay_new_api(
     lower: &[OwnedFd],
-    upper: &OwnedFd,
-    work: &OwnedFd,
+    writable: Option<&(OwnedFd, OwnedFd)>,
     by_fd: &dyn Fn(&OwnedFd) -> String,
 ) -> rustix::io::Result<OwnedFd> {
     let fs = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC)?;
     for layer in lower {
         fsconfig_set_string(fs.as_fd(), "lowerdir+", by_fd(layer))?;
     }
-    fsconfig_set_string(fs.as_fd(), "upperdir", by_fd(upper))?;
-    fsconfig_set_string(fs.as_fd(), "workdir", by_fd(work))?;
+    if let Some((upper, work)) = writable {
+        fsconfig_set_string(fs.as_fd(), "upperdir", by_fd(upper))?;
+        fsconfig_set_string(fs.as_fd(), "workdir", by_fd(work))?;
+    }
     fsconfig_create(fs.as_fd())?;
     fsmount(fs.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty())
 }
 
 /// Mounts a detached tree on an open folder or file.
-fn attach(tree: &OwnedFd, target: BorrowedFd<'_>) -> io::Result<()> {
+pub(super) fn attach(tree: &OwnedFd, target: BorrowedFd<'_>) -> io::Result<()> {
     let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
     Ok(move_mount(tree.as_fd(), c"", target, c"", flags)?)
 }
@@ -158,6 +185,7 @@ fn apply(
         MountKind::Mqueue => filesystem(c"mqueue", &[], HARDENED)?,
         MountKind::Sysfs { readonly: ro } => filesystem(c"sysfs", &[], readonly(*ro))?,
         MountKind::Cgroup { readonly: ro } => filesystem(c"cgroup2", &[], readonly(*ro))?,
+        MountKind::Image(_) => source.ok_or(io::ErrorKind::InvalidInput)?,
         MountKind::Bind(bind) => {
             let tree = source.ok_or(io::ErrorKind::InvalidInput)?;
             let propagation = match bind.propagation {
@@ -184,7 +212,8 @@ fn apply(
     };
     let target = in_root::open_or_make(root, &step.target, last)?;
     // runc's rule: over parts of /proc nothing may be mounted, be it through a link of the image.
-    if matches!(step.kind, MountKind::Bind(_)) && rustix::fs::fstatfs(&target)?.f_type == PROC_SUPER_MAGIC {
+    let of_pod = matches!(step.kind, MountKind::Bind(_) | MountKind::Image(_));
+    if of_pod && rustix::fs::fstatfs(&target)?.f_type == PROC_SUPER_MAGIC {
         return Err(io::Error::other("cannot be mounted because it is inside /proc"));
     }
     attach(&tree, target.as_fd())?;

@@ -47,25 +47,36 @@ impl PodNetwork for FakeNetwork {
     }
 }
 
-/// One image: busybox.
+/// One image, busybox, and what a test adds.
 pub struct FakeImages {
     layer: PathBuf,
+    /// By name, folders of layers, the topmost first.
+    pub more: Mutex<BTreeMap<String, Vec<PathBuf>>>,
     pub leases: Mutex<Vec<String>>,
 }
 
 #[async_trait::async_trait]
 impl ImageRootfs for FakeImages {
-    async fn lease(&self, image: &str, container_id: &str) -> Result<UnpackedImage> {
-        if image != "busybox" {
-            return Err(CriError::NotFound(format!("image {image}")));
-        }
-        self.leases.lock().unwrap().push(container_id.into());
+    async fn lease(&self, images: &[&str], container_id: &str) -> Result<Vec<UnpackedImage>> {
         let config = ImageConfig {
             env: vec!["PATH=/bin".into(), "FROM_IMAGE=1".into()],
             cmd: vec!["/bin/sh".into()],
             ..ImageConfig::default()
         };
-        Ok(UnpackedImage { id: "sha256:busybox".into(), lowerdirs: vec![self.layer.clone()], config })
+        let more = self.more.lock().unwrap();
+        let unpacked = images.iter().map(|&image| {
+            let lowerdirs = match image {
+                "busybox" => vec![self.layer.clone()],
+                other => {
+                    let found = more.get(other).cloned();
+                    found.ok_or_else(|| CriError::NotFound(format!("image {other}")))?
+                }
+            };
+            Ok(UnpackedImage { id: format!("sha256:{image}"), lowerdirs, config: config.clone() })
+        });
+        let unpacked = unpacked.collect::<Result<_>>()?;
+        self.leases.lock().unwrap().push(container_id.into());
+        Ok(unpacked)
     }
     async fn release(&self, container_id: &str) -> Result<()> {
         self.leases.lock().unwrap().retain(|id| id != container_id);
@@ -138,7 +149,7 @@ impl Node {
         std::fs::write(layer.join("etc/group"), "root:x:0:\nweb:x:102:\nlogs:x:4:web\n").unwrap();
         let cgroup = cgroup2().join(&name);
         std::fs::create_dir(&cgroup).unwrap();
-        let images = Arc::new(FakeImages { layer, leases: Mutex::default() });
+        let images = Arc::new(FakeImages { layer, more: Mutex::default(), leases: Mutex::default() });
         Self { dir, cgroup, network: Arc::default(), images }
     }
 
@@ -259,6 +270,18 @@ pub fn script(name: &str, script: &str) -> ContainerConfig {
         resources: LinuxResources::default(),
         security: SecurityContext::default(),
         stop_signal: None,
+    }
+}
+
+/// A mount of an image.
+pub fn volume(container: &str, image: &str, sub_path: &str) -> Mount {
+    Mount {
+        container_path: container.into(),
+        host_path: PathBuf::new(),
+        image: Some(ImageMount { image: image.into(), sub_path: sub_path.into() }),
+        readonly: true,
+        recursive_read_only: false,
+        propagation: MountPropagation::Private,
     }
 }
 
