@@ -106,6 +106,7 @@ impl Config {
                 import: flags.state_dir.join("import"),
                 registry: RegistryConfig {
                     insecure: flags.insecure_registry.clone(),
+                    progress_timeout: flags.image_pull_progress_timeout,
                     ..RegistryConfig::default()
                 },
                 limits: Limits::default(),

@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::Parser;
 use ipnet::IpNet;
@@ -91,6 +92,9 @@ pub struct Flags {
     /// Registries that are spoken to over plain HTTP
     #[arg(long, value_delimiter = ',')]
     pub insecure_registry: Vec<String>,
+    /// A pull that gets nothing from its registry for this long fails; a third of it, and the registry is asked again
+    #[arg(long, value_parser = go_duration, default_value = "1m0s")]
+    pub image_pull_progress_timeout: Duration,
     /// Ranges of all nodes' pods
     #[arg(long, value_delimiter = ',', default_value = "10.244.0.0/16")]
     pub cluster_cidr: Vec<IpNet>,
@@ -117,6 +121,29 @@ pub struct Flags {
     pub log: String,
 }
 
+/// A duration as Go writes it: `1m30s`, `500ms`.
+fn go_duration(text: &str) -> Result<Duration, String> {
+    let wrong = || format!("{text:?} is no duration such as 1m30s");
+    let mut sum = Duration::ZERO;
+    let mut rest = text;
+    while !rest.is_empty() {
+        let digits = rest.find(|c: char| !c.is_ascii_digit()).ok_or_else(wrong)?;
+        let (number, tail) = rest.split_at(digits);
+        let number: u32 = number.parse().map_err(|_no_number| wrong())?;
+        let (unit, tail) = tail.split_at(tail.find(|c: char| c.is_ascii_digit()).unwrap_or(tail.len()));
+        let unit = match unit {
+            "ms" => Duration::from_millis(1),
+            "s" => Duration::from_secs(1),
+            "m" => Duration::from_secs(60),
+            "h" => Duration::from_secs(3600),
+            _ => return Err(wrong()),
+        };
+        sum = sum.saturating_add(unit.saturating_mul(number));
+        rest = tail;
+    }
+    if sum.is_zero() { Err(wrong()) } else { Ok(sum) }
+}
+
 /// `--network-mode`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum NetworkMode {
@@ -140,6 +167,16 @@ mod tests {
     fn check(args: &[&str], read: impl Fn(Flags) -> bool) {
         let flags = Flags::try_parse_from([&["keelson-agent"], args].concat()).unwrap();
         assert!(read(flags), "{args:?}");
+    }
+
+    #[test]
+    fn durations() {
+        for (text, millis) in [("1m30s", 90_000), ("500ms", 500), ("2h", 7_200_000)] {
+            assert_eq!(go_duration(text), Ok(Duration::from_millis(millis)), "{text}");
+        }
+        for text in ["", "5", "m", "0s", "-1s", "1d", "1s5"] {
+            assert!(go_duration(text).is_err(), "{text}");
+        }
     }
 
     #[test]

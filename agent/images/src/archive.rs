@@ -3,7 +3,7 @@
 use std::collections::{BTreeSet, HashMap};
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
-use std::path::Path;
+use std::path::{Component, Path};
 
 use oci_spec::image::{ImageIndex, ImageManifest};
 use serde::Deserialize;
@@ -13,7 +13,7 @@ use crate::digest::Digest;
 use crate::index::{canonical, parse};
 use crate::registry::choose_platform;
 use crate::store::{Parts, unpack_verified};
-use crate::unpack::{Limits, unpack_checked};
+use crate::unpack::{Limits, decompress, is_compressed, unpack_checked};
 
 /// Largest document (index, manifest, config) that is read into memory.
 const MAX_DOCUMENT: u64 = 4 << 20;
@@ -60,6 +60,47 @@ pub(crate) async fn read(path: &Path) -> Result<Vec<Found>, ImageError> {
     })
 }
 
+/// A path within the archive, as its entries are known by: without `.`, `..` and what leads out of it.
+fn inside(path: &Path) -> String {
+    let mut names: Vec<&str> = Vec::new();
+    for component in path.components() {
+        match component {
+            Component::Normal(name) => names.extend(name.to_str()),
+            Component::ParentDir => drop(names.pop()),
+            _ => {}
+        }
+    }
+    names.join("/")
+}
+
+/// The archive without its compression, in a file of its own; none when it has none.
+pub(crate) async fn decompressed(
+    path: &Path,
+    tmp: &Path,
+    limits: Limits,
+) -> Result<Option<tempfile::NamedTempFile>, ImageError> {
+    let (path, tmp) = (path.to_owned(), tmp.to_owned());
+    let work = move || {
+        let mut file = File::open(&path).map_err(ImageError::io("open", &path))?;
+        let mut magic = [0; 4];
+        let short = file.read_exact(&mut magic).is_err();
+        if short || !is_compressed(&magic) {
+            return Ok(None);
+        }
+        file.rewind().map_err(ImageError::io("read", &path))?;
+        let mut plain = tempfile::NamedTempFile::new_in(&tmp).map_err(ImageError::io("make", &tmp))?;
+        let mut bytes = decompress(file)?.take(limits.bytes.saturating_add(1));
+        let copied = std::io::copy(&mut bytes, &mut plain).map_err(ImageError::io("decompress", &path))?;
+        if copied > limits.bytes {
+            return Err(ImageError::TooLarge { limit: limits.bytes, unit: "bytes" });
+        }
+        Ok(Some(plain))
+    };
+    tokio::task::spawn_blocking(work).await.unwrap_or_else(|panic| {
+        Err(ImageError::Malformed { what: "archive".into(), reason: panic.to_string() })
+    })
+}
+
 struct Archive {
     name: String,
     file: File,
@@ -78,20 +119,27 @@ impl Archive {
     fn open(path: &Path) -> Result<Self, ImageError> {
         let file = File::open(path).map_err(ImageError::io("open", path))?;
         let mut entries = HashMap::new();
+        let mut links = Vec::new();
         let mut tar = tar::Archive::new(&file);
         for entry in tar.entries_with_seek().map_err(ImageError::Read)? {
             let entry = entry.map_err(ImageError::Read)?;
-            if entry.header().entry_type().is_file() {
-                let name = entry
-                    .path()
-                    .map_err(ImageError::Read)?
-                    .to_string_lossy()
-                    .trim_start_matches("./")
-                    .to_owned();
+            let kind = entry.header().entry_type();
+            let name = inside(&entry.path().map_err(ImageError::Read)?);
+            if kind.is_file() {
                 entries.insert(name, (entry.raw_file_position(), entry.size()));
+            } else if let Some(target) = entry.link_name().map_err(ImageError::Read)? {
+                // `docker save` has written a layer that comes twice as a link.
+                let from = if kind.is_symlink() { Path::new(&name).parent() } else { None };
+                let target = inside(&from.unwrap_or(Path::new("")).join(target));
+                links.push((name, target));
             }
-            if entries.len() > MAX_ENTRIES {
+            if entries.len() + links.len() > MAX_ENTRIES {
                 return Err(ImageError::TooLarge { limit: MAX_ENTRIES as u64, unit: "entries" });
+            }
+        }
+        for (name, target) in links {
+            if let Some(place) = entries.get(&target).copied() {
+                entries.insert(name, place);
             }
         }
         Ok(Self { name: path.display().to_string(), file, entries })

@@ -56,15 +56,21 @@ pub(crate) struct HashingReader<R> {
     inner: R,
     hash: Sha256,
     count: u64,
+    /// Why reading failed, if it did: the digest of a part says nothing then.
+    broken: Option<String>,
 }
 
 impl<R: Read> HashingReader<R> {
     pub(crate) fn new(inner: R) -> Self {
-        Self { inner, hash: Sha256::new(), count: 0 }
+        Self { inner, hash: Sha256::new(), count: 0, broken: None }
     }
 
-    /// Reads what is left, then gives the digest and the number of bytes of all that was read.
+    /// Reads what is left, then gives the digest and the number of bytes of all that was read. An error of an earlier
+    /// read is given again.
     pub(crate) fn finish(mut self) -> std::io::Result<(Digest, u64)> {
+        if let Some(broken) = self.broken.take() {
+            return Err(std::io::Error::other(broken));
+        }
         std::io::copy(&mut self, &mut std::io::sink())?;
         Ok((Digest::from_hash(&self.hash.finalize()), self.count))
     }
@@ -72,7 +78,11 @@ impl<R: Read> HashingReader<R> {
 
 impl<R: Read> Read for HashingReader<R> {
     fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
-        let read = self.inner.read(buffer)?;
+        let read = self.inner.read(buffer).inspect_err(|error| {
+            if error.kind() != std::io::ErrorKind::Interrupted {
+                self.broken = Some(error.to_string());
+            }
+        })?;
         self.hash.update(&buffer[..read]);
         self.count += read as u64;
         Ok(read)

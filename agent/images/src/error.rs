@@ -13,6 +13,9 @@ pub enum ImageError {
     /// The registry refused or could not be reached.
     #[error("failed to pull image \"{reference}\": {reason}")]
     Pull { reference: String, reason: String },
+    /// The registry wants other credentials, or none of this name can be seen with those given.
+    #[error("failed to pull image \"{reference}\": {reason}")]
+    Refused { reference: String, reason: String },
     /// Content does not have the digest or size that was asked for.
     #[error("{what}: expected {expected}, got {found}")]
     Mismatch { what: String, expected: String, found: String },
@@ -37,6 +40,17 @@ pub enum ImageError {
 }
 
 impl ImageError {
+    /// Whether the content itself is at fault, and not the way to it.
+    pub(crate) fn is_of_content(&self) -> bool {
+        matches!(
+            self,
+            Self::Mismatch { .. }
+                | Self::Malformed { .. }
+                | Self::HostileEntry { .. }
+                | Self::TooLarge { .. }
+        )
+    }
+
     /// An [`ImageError::Io`] maker for `map_err`.
     pub(crate) fn io(action: &'static str, path: &std::path::Path) -> impl FnOnce(std::io::Error) -> Self {
         let path = path.to_owned();

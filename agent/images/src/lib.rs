@@ -15,6 +15,7 @@ mod index;
 mod registry;
 mod roots;
 mod store;
+mod transfer;
 mod unpack;
 
 pub use error::ImageError;

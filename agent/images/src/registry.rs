@@ -6,7 +6,7 @@ use std::time::Duration;
 use futures::TryStreamExt;
 use keelson_cri::{RegistryAuth, chain};
 use oci_client::client::{Certificate, CertificateEncoding, ClientConfig, ClientProtocol};
-use oci_client::manifest::OciDescriptor;
+use oci_client::errors::OciDistributionError;
 use oci_client::{Client, RegistryOperation};
 use oci_spec::distribution::Reference;
 use oci_spec::image::{Descriptor, ImageIndex, ImageManifest};
@@ -17,6 +17,7 @@ use crate::digest::Digest;
 use crate::index::{Record, canonical};
 use crate::roots::machine_has_roots;
 use crate::store::{ImageStore, Parts, unpack_verified};
+use crate::transfer::{self, Transfer, patiently};
 
 /// Largest manifest, index or config that is read. Registries cap manifests at 4 MiB.
 const MAX_DOCUMENT: usize = 4 << 20;
@@ -38,8 +39,8 @@ pub struct RegistryConfig {
     pub extra_roots: Vec<Vec<u8>>,
     /// Limit for making a connection.
     pub connect_timeout: Duration,
-    /// A transfer that gets no byte for this long has failed.
-    pub read_timeout: Duration,
+    /// A pull that gets no byte for this long has failed. The registry is asked again meanwhile, see [`Self::silence`].
+    pub progress_timeout: Duration,
 }
 
 impl Default for RegistryConfig {
@@ -48,12 +49,17 @@ impl Default for RegistryConfig {
             insecure: Vec::new(),
             extra_roots: Vec::new(),
             connect_timeout: Duration::from_secs(30),
-            read_timeout: Duration::from_secs(60),
+            progress_timeout: Duration::from_secs(60),
         }
     }
 }
 
 impl RegistryConfig {
+    /// Silence of a registry after which it is asked again.
+    fn silence(&self) -> Duration {
+        self.progress_timeout / transfer::TRIES
+    }
+
     fn client(&self, registry: &str) -> Result<Client, ImageError> {
         // The client would panic.
         if !machine_has_roots() {
@@ -73,7 +79,8 @@ impl RegistryConfig {
             protocol: if plain { ClientProtocol::Http } else { ClientProtocol::Https },
             extra_root_certificates: roots,
             connect_timeout: Some(self.connect_timeout),
-            read_timeout: Some(self.read_timeout),
+            // For answers that do not begin; a body that stops is noticed by the transfer itself, a little before.
+            read_timeout: Some(self.silence() + Duration::from_secs(1)),
             user_agent: concat!("keelson/", env!("CARGO_PKG_VERSION")),
             ..ClientConfig::default()
         };
@@ -97,66 +104,134 @@ pub(crate) async fn pull(
     auths: &[RegistryAuth],
     config: &RegistryConfig,
 ) -> Result<Record, ImageError> {
-    let mut last = None;
+    let mut refusal = None;
     let candidates = auths.iter().map(secret).chain([oci_client::secrets::RegistryAuth::Anonymous]);
     for auth in candidates {
         // A client remembers tokens by repository, so each try gets its own.
         let client = config.client(reference.resolve_registry())?;
-        match pull_as(store, reference, &client, &auth).await {
-            Ok(record) => return Ok(record),
-            // What was fetched but wrong stays wrong with other credentials.
-            Err(error @ ImageError::Pull { .. }) => last = Some(error),
-            Err(error) => return Err(error),
+        match (Pull { store, reference, client, config }).run(&auth).await {
+            // What the registry says to the first, best fitting credentials tells most.
+            Err(error @ ImageError::Refused { .. }) => drop(refusal.get_or_insert(error)),
+            other => return other,
         }
     }
-    Err(last.unwrap_or_else(|| ImageError::NotFound(canonical(reference))))
+    Err(refusal.unwrap_or_else(|| ImageError::NotFound(canonical(reference))))
 }
 
-async fn pull_as(
-    store: &ImageStore,
-    reference: &Reference,
-    client: &Client,
-    auth: &oci_client::secrets::RegistryAuth,
-) -> Result<Record, ImageError> {
-    let failed = |e: oci_client::errors::OciDistributionError| ImageError::Pull {
-        reference: canonical(reference),
-        reason: chain(&e),
-    };
-    client.auth(reference, auth, RegistryOperation::Pull).await.map_err(failed)?;
-    let (bytes, _) = client.pull_manifest_raw(reference, auth, ACCEPTED).await.map_err(failed)?;
-    let digest = check_document(&bytes, reference.digest())?;
-    let (bytes, named) = match choose_platform(&bytes)? {
-        None => (bytes, digest),
-        Some(chosen) => {
-            let inner = reference.clone_with_digest(chosen.as_str().to_owned());
-            let (inner_bytes, _) = client.pull_manifest_raw(&inner, auth, ACCEPTED).await.map_err(failed)?;
-            check_document(&inner_bytes, Some(chosen.as_str()))?;
-            // The name's digest is the index's, as other runtimes report it.
-            (inner_bytes, digest)
+/// One pull, with one set of credentials.
+struct Pull<'a> {
+    store: &'a ImageStore,
+    reference: &'a Reference,
+    client: Client,
+    config: &'a RegistryConfig,
+}
+
+impl Pull<'_> {
+    fn failed(&self, error: &OciDistributionError) -> ImageError {
+        let (reference, reason) = (canonical(self.reference), chain(error));
+        if transfer::refused(error) {
+            ImageError::Refused { reference, reason }
+        } else {
+            ImageError::Pull { reference, reason }
         }
-    };
-    let manifest = ImageManifest::from_reader(&bytes[..])
-        .map_err(|e| ImageError::Malformed { what: "image manifest".into(), reason: e.to_string() })?;
-    let config = fetch_config(client, reference, manifest.config()).await?;
-    let name = format!("{}/{}", reference.registry(), reference.repository());
-    let tags = match (reference.digest(), reference.tag()) {
-        (None, Some(tag)) => BTreeSet::from([format!("{name}:{tag}")]),
-        _ => BTreeSet::new(),
-    };
-    let parts = Parts { config, tags, digests: BTreeSet::from([format!("{name}@{}", named.as_str())]) };
-    let layers = manifest.layers();
-    store
-        .assemble(parts, |n, diff_id| {
-            let layer = layers.get(n).cloned();
-            async move {
-                let layer = layer.ok_or_else(|| ImageError::Malformed {
-                    what: "image manifest".into(),
-                    reason: "fewer layers than the config says".into(),
-                })?;
-                fetch_layer(store, client, reference, &layer, &diff_id).await
+    }
+
+    async fn run(&self, auth: &oci_client::secrets::RegistryAuth) -> Result<Record, ImageError> {
+        let (client, reference) = (&self.client, self.reference);
+        patiently(|| client.auth(reference, auth, RegistryOperation::Pull))
+            .await
+            .map_err(|e| self.failed(&e))?;
+        let bytes = self.manifest(reference, auth).await?;
+        let digest = check_document(&bytes, reference.digest())?;
+        let (bytes, named) = match choose_platform(&bytes)? {
+            None => (bytes, digest),
+            Some(chosen) => {
+                let inner = reference.clone_with_digest(chosen.as_str().to_owned());
+                let inner_bytes = self.manifest(&inner, auth).await?;
+                check_document(&inner_bytes, Some(chosen.as_str()))?;
+                // The name's digest is the index's, as other runtimes report it.
+                (inner_bytes, digest)
             }
+        };
+        let manifest = ImageManifest::from_reader(&bytes[..])
+            .map_err(|e| ImageError::Malformed { what: "image manifest".into(), reason: e.to_string() })?;
+        let config = self.config_blob(manifest.config()).await?;
+        let name = format!("{}/{}", reference.registry(), reference.repository());
+        let tags = match (reference.digest(), reference.tag()) {
+            (None, Some(tag)) => BTreeSet::from([format!("{name}:{tag}")]),
+            _ => BTreeSet::new(),
+        };
+        let parts = Parts { config, tags, digests: BTreeSet::from([format!("{name}@{}", named.as_str())]) };
+        let layers = manifest.layers();
+        self.store
+            .assemble(parts, |n, diff_id| {
+                let layer = layers.get(n).cloned();
+                async move {
+                    let layer = layer.ok_or_else(|| ImageError::Malformed {
+                        what: "image manifest".into(),
+                        reason: "fewer layers than the config says".into(),
+                    })?;
+                    self.layer(&layer, &diff_id).await
+                }
+            })
+            .await
+    }
+
+    async fn manifest(
+        &self,
+        reference: &Reference,
+        auth: &oci_client::secrets::RegistryAuth,
+    ) -> Result<bytes::Bytes, ImageError> {
+        let pulled = patiently(|| self.client.pull_manifest_raw(reference, auth, ACCEPTED)).await;
+        Ok(pulled.map_err(|e| self.failed(&e))?.0)
+    }
+
+    async fn blob(&self, descriptor: &Descriptor) -> Result<Transfer, ImageError> {
+        let (digest, size) = (descriptor.digest().to_string(), descriptor.size());
+        let silence = self.config.silence();
+        let opened = Transfer::open(&self.client, self.reference, &digest, size, silence).await;
+        opened.map_err(|e| self.failed(&e))
+    }
+
+    fn cut_off(&self, error: &std::io::Error) -> ImageError {
+        ImageError::Pull { reference: canonical(self.reference), reason: error.to_string() }
+    }
+
+    async fn config_blob(&self, descriptor: &Descriptor) -> Result<Vec<u8>, ImageError> {
+        let expected = Digest::parse(descriptor.digest().as_ref())?;
+        let too_large =
+            || ImageError::TooLarge { limit: MAX_DOCUMENT as u64, unit: "bytes of an image config" };
+        if descriptor.size() > MAX_DOCUMENT as u64 {
+            return Err(too_large());
+        }
+        let mut stream = std::pin::pin!(self.blob(descriptor).await?.stream());
+        let mut bytes = Vec::new();
+        while let Some(chunk) = stream.try_next().await.map_err(|e| self.cut_off(&e))? {
+            bytes.extend_from_slice(&chunk);
+            if bytes.len() > MAX_DOCUMENT {
+                return Err(too_large());
+            }
+        }
+        check_document(&bytes, Some(expected.as_str()))?;
+        Ok(bytes)
+    }
+
+    async fn layer(&self, layer: &Descriptor, diff_id: &Digest) -> Result<u64, ImageError> {
+        let expected = Digest::parse(layer.digest().as_ref())?;
+        let size = layer.size();
+        if let Some(size) = self.store.layer_size(diff_id) {
+            return Ok(size);
+        }
+        let stream = self.blob(layer).await?.stream();
+        let reader = SyncIoBridge::new(StreamReader::new(Box::pin(stream)));
+        let unpacked = self.store.unpack_with(diff_id, move |into, limits, diff_id| {
+            unpack_verified(reader, &expected, size, into, limits, diff_id)
+        });
+        unpacked.await.map_err(|error| match error {
+            ImageError::Read(error) => self.cut_off(&error),
+            other => other,
         })
-        .await
+    }
 }
 
 fn check_document(bytes: &[u8], expected: Option<&str>) -> Result<Digest, ImageError> {
@@ -193,66 +268,6 @@ pub(crate) fn choose_platform(bytes: &[u8]) -> Result<Option<Digest>, ImageError
         .find(fits)
         .ok_or_else(|| malformed(format!("no manifest for linux/{arch}")))?;
     Digest::parse(chosen.digest().as_ref()).map(Some)
-}
-
-async fn fetch_config(
-    client: &Client,
-    reference: &Reference,
-    descriptor: &Descriptor,
-) -> Result<Vec<u8>, ImageError> {
-    let expected = Digest::parse(descriptor.digest().as_ref())?;
-    if descriptor.size() > MAX_DOCUMENT as u64 {
-        return Err(ImageError::TooLarge { limit: MAX_DOCUMENT as u64, unit: "bytes of an image config" });
-    }
-    let mut stream = blob(client, reference, descriptor).await?;
-    let mut bytes = Vec::new();
-    while let Some(chunk) = stream.try_next().await.map_err(ImageError::Read)? {
-        bytes.extend_from_slice(&chunk);
-        if bytes.len() > MAX_DOCUMENT {
-            return Err(ImageError::TooLarge {
-                limit: MAX_DOCUMENT as u64,
-                unit: "bytes of an image config",
-            });
-        }
-    }
-    check_document(&bytes, Some(expected.as_str()))?;
-    Ok(bytes)
-}
-
-type Chunks = futures::stream::BoxStream<'static, std::io::Result<bytes::Bytes>>;
-
-async fn blob(client: &Client, reference: &Reference, descriptor: &Descriptor) -> Result<Chunks, ImageError> {
-    let wanted = OciDescriptor {
-        digest: descriptor.digest().to_string(),
-        size: i64::try_from(descriptor.size()).unwrap_or(i64::MAX),
-        ..OciDescriptor::default()
-    };
-    let sized = client
-        .pull_blob_stream(reference, &wanted)
-        .await
-        .map_err(|e| ImageError::Pull { reference: canonical(reference), reason: chain(&e) })?;
-    Ok(sized.stream)
-}
-
-async fn fetch_layer(
-    store: &ImageStore,
-    client: &Client,
-    reference: &Reference,
-    layer: &Descriptor,
-    diff_id: &Digest,
-) -> Result<u64, ImageError> {
-    let expected = Digest::parse(layer.digest().as_ref())?;
-    let size = layer.size();
-    if let Some(size) = store.layer_size(diff_id) {
-        return Ok(size);
-    }
-    let stream = blob(client, reference, layer).await?;
-    let reader = SyncIoBridge::new(StreamReader::new(stream));
-    store
-        .unpack_with(diff_id, move |into, limits, diff_id| {
-            unpack_verified(reader, &expected, size, into, limits, diff_id)
-        })
-        .await
 }
 
 #[cfg(test)]

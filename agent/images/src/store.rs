@@ -5,10 +5,10 @@
 //! <root>/layers/<hex>/fs       one unpacked layer, named by its diff_id
 //! <root>/leases/<container>    image and layers that a container is made from, its volumes' too
 //! <root>/tmp/                  what is being unpacked; emptied at start
-//! <import>/*.tar               archives imported at start and whenever the folder changes
+//! <import>/*.tar               archives, compressed ones too, imported at start and when an image is looked for
 //! ```
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -51,7 +51,8 @@ pub struct ImageStore {
     index: Mutex<Index>,
     /// One unpack of a layer at a time; the count is of users who want it kept meanwhile.
     layers: Mutex<HashMap<String, Arc<Mutex<()>>>>,
-    imported: Mutex<Option<SystemTime>>,
+    /// The archives of the import folder that were looked at, as they were then: time of the last change, and size.
+    imported: Mutex<HashMap<PathBuf, (SystemTime, u64)>>,
     next_tmp: AtomicU64,
 }
 
@@ -79,22 +80,30 @@ impl ImageStore {
             std::fs::create_dir_all(dir).map_err(ImageError::io("make", dir))?;
         }
         let index = Index::load(&config.root.join("index.json"))?;
+        drop_pins(&config.root.join("leases"))?;
         let store = Arc::new(Self {
             config,
             index: Mutex::new(index),
             layers: Mutex::new(HashMap::new()),
-            imported: Mutex::new(None),
+            imported: Mutex::default(),
             next_tmp: AtomicU64::new(0),
         });
+        // What pulls that did not end left.
+        if let Err(error) = store.sweep(&*store.index.lock().await) {
+            tracing::warn!(%error, "unused layers not removed");
+        }
         store.import_changed().await;
         Ok(store)
     }
 
-    /// Imports one archive (an OCI image layout or `docker save`, as an uncompressed tar). Gives the images in it.
+    /// Imports one archive (an OCI image layout or `docker save`, as a tar, plain or compressed with gzip or zstd). Gives
+    /// the images in it.
     ///
     /// # Errors
     /// The archive is malformed, or one of its images can't be unpacked.
     pub async fn import(&self, path: &Path) -> Result<Vec<Image>, ImageError> {
+        let plain = archive::decompressed(path, &self.config.root.join("tmp"), self.config.limits).await?;
+        let path = plain.as_ref().map_or(path, |plain| plain.path());
         let mut images = Vec::new();
         for found in archive::read(path).await? {
             let record = self
@@ -118,19 +127,26 @@ impl ImageStore {
         Ok(images)
     }
 
-    /// Imports all archives of the import folder if it changed since the last time.
+    /// Imports the archives of the import folder that changed since the last time: one that was being copied then is
+    /// tried again when it is longer.
     async fn import_changed(&self) {
         let mut imported = self.imported.lock().await;
-        let changed = std::fs::metadata(&self.config.import).and_then(|meta| meta.modified()).ok();
-        if changed.is_none() || *imported == changed {
-            return;
-        }
-        *imported = changed;
         let Ok(entries) = std::fs::read_dir(&self.config.import) else { return };
-        let mut paths: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).collect();
-        paths.retain(|path| path.extension().is_some_and(|extension| extension == "tar"));
-        paths.sort();
-        for path in paths {
+        let mut found = BTreeMap::new();
+        for entry in entries.flatten() {
+            let path = entry.path();
+            let known = path.file_name().and_then(|name| name.to_str()).is_some_and(is_archive);
+            // Through a link, too.
+            let Some(meta) = std::fs::metadata(&path).ok().filter(|_| known) else { continue };
+            if let Ok(modified) = meta.modified() {
+                found.insert(path, (modified, meta.len()));
+            }
+        }
+        imported.retain(|path, _| found.contains_key(path));
+        for (path, state) in found {
+            if imported.insert(path.clone(), state) == Some(state) {
+                continue;
+            }
             match self.import(&path).await {
                 Ok(images) => {
                     for image in images {
@@ -160,7 +176,17 @@ impl ImageStore {
                 .await;
         let mut size = 0u64;
         for one in sizes {
-            size = size.saturating_add(one?);
+            match one {
+                Ok(one) => size = size.saturating_add(one),
+                Err(error) => {
+                    drop(pin);
+                    // Of an image that is not what it says nothing is kept; one that was cut off is asked for again.
+                    if error.is_of_content() {
+                        self.sweep(&*self.index.lock().await)?;
+                    }
+                    return Err(error);
+                }
+            }
         }
         let id = Digest::of(&parts.config).as_str().to_owned();
         let mut index = self.index.lock().await;
@@ -172,7 +198,7 @@ impl ImageStore {
     }
 
     fn pin(&self, layers: &[String]) -> Result<Pin, ImageError> {
-        let name = format!("pull-{}-{}", std::process::id(), self.next_tmp.fetch_add(1, Ordering::Relaxed));
+        let name = format!("{PIN}{}-{}", std::process::id(), self.next_tmp.fetch_add(1, Ordering::Relaxed));
         let path = self.config.root.join("leases").join(name);
         write_lease(&path, &Lease { image: String::new(), layers: layers.to_vec() })?;
         Ok(Pin(path))
@@ -253,12 +279,31 @@ impl ImageStore {
     }
 }
 
+/// How the leases of pulls begin: no container's does, whose ids are hexadecimal.
+const PIN: &str = "pull-";
+
+/// Whether a file of the import folder is one to import, by its name.
+fn is_archive(name: &str) -> bool {
+    [".tar", ".tar.gz", ".tgz", ".tar.zst"].iter().any(|end| name.ends_with(end))
+}
+
 struct Pin(PathBuf);
 
 impl Drop for Pin {
     fn drop(&mut self) {
         let _ = std::fs::remove_file(&self.0);
     }
+}
+
+/// Removes the pins of an earlier process, and what it had half written.
+fn drop_pins(leases: &Path) -> Result<(), ImageError> {
+    for entry in std::fs::read_dir(leases).map_err(ImageError::io("read", leases))?.flatten() {
+        let half = entry.path().extension().is_some_and(|extension| extension == "partial");
+        if half || entry.file_name().to_string_lossy().starts_with(PIN) {
+            std::fs::remove_file(entry.path()).map_err(ImageError::io("remove", &entry.path()))?;
+        }
+    }
+    Ok(())
 }
 
 fn unpack_into(

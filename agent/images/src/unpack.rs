@@ -65,7 +65,16 @@ pub fn unpack_layer(stream: impl Read, into: &Path, limits: Limits) -> Result<(S
     Ok((digest.as_str().to_owned(), written))
 }
 
-fn decompress<'a>(stream: impl Read + 'a) -> Result<Box<dyn Read + 'a>, ImageError> {
+const GZIP: [u8; 2] = [0x1f, 0x8b];
+const ZSTD: [u8; 4] = [0x28, 0xb5, 0x2f, 0xfd];
+
+/// Whether what begins so is compressed, in one of the ways that [`decompress`] knows.
+pub(crate) fn is_compressed(magic: &[u8]) -> bool {
+    magic.starts_with(&GZIP) || magic.starts_with(&ZSTD)
+}
+
+/// A stream without its compression, if it has any.
+pub(crate) fn decompress<'a>(stream: impl Read + 'a) -> Result<Box<dyn Read + 'a>, ImageError> {
     let mut stream = BufReader::with_capacity(64 << 10, stream);
     let mut magic = [0u8; 4];
     let mut have = 0;
@@ -77,8 +86,8 @@ fn decompress<'a>(stream: impl Read + 'a) -> Result<Box<dyn Read + 'a>, ImageErr
     }
     let whole = std::io::Cursor::new(magic[..have].to_vec()).chain(stream);
     Ok(match magic {
-        [0x1f, 0x8b, ..] => Box::new(flate2::read::MultiGzDecoder::new(whole)),
-        [0x28, 0xb5, 0x2f, 0xfd] => Box::new(zstd::Decoder::new(whole).map_err(ImageError::Read)?),
+        magic if magic.starts_with(&GZIP) => Box::new(flate2::read::MultiGzDecoder::new(whole)),
+        ZSTD => Box::new(zstd::Decoder::new(whole).map_err(ImageError::Read)?),
         _ => Box::new(whole),
     })
 }

@@ -176,13 +176,103 @@ async fn an_archive_is_imported_leased_and_removed() {
     assert!(!unpacked.lowerdirs[0].exists());
 }
 
-fn docker_archive(path: &Path, layer: &[u8]) {
+#[tokio::test]
+async fn archives_of_every_form() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = ImageStoreConfig {
+        root: dir.path().join("images"),
+        import: dir.path().join("import"),
+        registry: RegistryConfig::default(),
+        limits: Limits::default(),
+    };
+    let store = ImageStore::open(config.clone()).await.unwrap();
+    let work = dir.path().join("work");
+    std::fs::create_dir_all(&work).unwrap();
+    let plain = work.join("plain");
+    let import = async |name: &str, bytes: &[u8]| {
+        std::fs::write(config.import.join(name), bytes).unwrap();
+        let found = store.image_status("example.test/app:v1").await.unwrap();
+        if let Some(image) = &found {
+            let lowest =
+                store.lease(&[&image.id], "c").await.unwrap()[0].lowerdirs.last().unwrap().join("hello");
+            assert_eq!(std::fs::read_to_string(lowest).unwrap(), name);
+            store.release("c").await.unwrap();
+            store.remove_image(&image.id).await.unwrap();
+        }
+        assert!(std::fs::read_dir(config.root.join("tmp")).unwrap().next().is_none());
+        found.is_some()
+    };
+    let archive = |content: &str| {
+        docker_archive(&plain, &layer(&[Node::File("hello", content)]));
+        std::fs::read(&plain).unwrap()
+    };
+    let gzip = |bytes: &[u8]| {
+        let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+        gzip.write_all(bytes).unwrap();
+        gzip.finish().unwrap()
+    };
+    assert!(import("a.tar", &archive("a.tar")).await);
+    assert!(import("a.tar.gz", &gzip(&archive("a.tar.gz"))).await);
+    assert!(import("a.tgz", &gzip(&archive("a.tgz"))).await);
+    assert!(import("a.tar.zst", &zstd::encode_all(&archive("a.tar.zst")[..], 3).unwrap()).await);
+    // By its content, not its name; and a name that says nothing is not looked at.
+    assert!(import("b.tar", &gzip(&archive("b.tar"))).await);
+    assert!(!import("readme", &archive("readme")).await);
+    // One that is still being copied, and then is whole.
+    let whole = archive("c.tar");
+    assert!(!import("c.tar", &whole[..whole.len() / 2]).await);
+    assert!(import("c.tar", &whole).await);
+}
+
+#[tokio::test]
+async fn a_layer_that_comes_twice_may_be_a_link() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = ImageStoreConfig {
+        root: dir.path().join("images"),
+        import: dir.path().join("import"),
+        registry: RegistryConfig::default(),
+        limits: Limits::default(),
+    };
+    let store = ImageStore::open(config).await.unwrap();
+    let layer = layer(&[Node::File("hello", "world")]);
+    for (kind, target) in
+        [(tar::EntryType::Symlink, "../first/layer.tar"), (tar::EntryType::Link, "first/layer.tar")]
+    {
+        let path = dir.path().join("twice.tar");
+        let manifest = r#"[{"Config":"config.json","RepoTags":["example.test/twice:v1"],"Layers":["first/layer.tar","second/layer.tar"]}]"#;
+        let mut tar = tar::Builder::new(std::fs::File::create(&path).unwrap());
+        let mut link = header(kind, 0);
+        tar.append_link(&mut link, "second/layer.tar", target).unwrap();
+        for (name, bytes) in [
+            ("first/layer.tar", layer.as_slice()),
+            ("config.json", image_config(&[&layer, &layer]).as_bytes()),
+            ("manifest.json", manifest.as_bytes()),
+        ] {
+            let mut header = header(tar::EntryType::Regular, bytes.len());
+            tar.append_data(&mut header, name, bytes).unwrap();
+        }
+        tar.finish().unwrap();
+        let images = store.import(&path).await.unwrap();
+        assert_eq!(images[0].repo_tags, ["example.test/twice:v1"]);
+        store.remove_image(&images[0].id).await.unwrap();
+    }
+}
+
+fn image_config(layers: &[&[u8]]) -> String {
     use sha2::Digest;
-    let diff_id: String = sha2::Sha256::digest(layer).iter().map(|b| format!("{b:02x}")).collect();
-    let config = format!(
+    let diff_ids = layers.iter().map(|layer| {
+        let hex: String = sha2::Sha256::digest(layer).iter().map(|b| format!("{b:02x}")).collect();
+        format!("\"sha256:{hex}\"")
+    });
+    let diff_ids = diff_ids.collect::<Vec<_>>().join(",");
+    format!(
         r#"{{"architecture":"amd64","os":"linux","config":{{"User":"1000:1000","Cmd":["/hello"]}},
-            "rootfs":{{"type":"layers","diff_ids":["sha256:{diff_id}"]}},"history":[]}}"#
-    );
+            "rootfs":{{"type":"layers","diff_ids":[{diff_ids}]}},"history":[]}}"#
+    )
+}
+
+fn docker_archive(path: &Path, layer: &[u8]) {
+    let config = image_config(&[layer]);
     let manifest = r#"[{"Config":"config.json","RepoTags":["example.test/app:v1"],"Layers":["layer.tar"]}]"#;
     let mut tar = tar::Builder::new(std::fs::File::create(path).unwrap());
     for (name, bytes) in
