@@ -7,11 +7,13 @@
 pub mod codec;
 pub mod custom;
 pub mod defaults;
+pub mod expressions;
 pub mod field;
 pub mod managed_fields;
 pub mod meta;
 pub mod openapi;
 pub mod patch;
+pub mod policy;
 pub mod quota;
 pub mod resources;
 pub mod schema;

@@ -4,7 +4,9 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use crate::admission;
+use crate::admission::dynamic::Dynamic;
 use crate::admission::node_restriction::NodeRestriction;
+use crate::admission::policy::ValidatingPolicies;
 use crate::admission::webhook::Webhooks;
 use crate::authn::jwt::{JwtError, TokenKey};
 use crate::authn::openid::{JWKS_PATH, OpenIdDocuments};
@@ -55,8 +57,8 @@ pub struct AuthStack {
     pub mutating: Vec<Arc<dyn MutatingAdmission>>,
     /// Admission that only refuses, in order.
     pub validating: Vec<Arc<dyn ValidatingAdmission>>,
-    /// Webhooks, which are among both.
-    pub webhooks: Arc<Webhooks>,
+    /// Webhooks and policies, which are among both.
+    pub dynamic: Arc<Dynamic>,
     /// Reviews and token requests.
     pub virtual_resources: HashMap<ExtensionKey, Arc<dyn VirtualResource>>,
     /// Logs, exec, attach, port-forward and proxies.
@@ -75,7 +77,7 @@ impl AuthStack {
             authorizer: self.authorizer.clone(),
             mutating: self.mutating.clone(),
             validating: self.validating.clone(),
-            webhooks: Some(self.webhooks.clone()),
+            dynamic: Some(self.dynamic.clone()),
             virtual_resources: self.virtual_resources.clone(),
             connectors: self.connectors.clone(),
         }
@@ -113,14 +115,17 @@ pub fn build(config: &AuthConfig, handles: &ServerHandles) -> Result<AuthStack, 
     });
     let dialer = Arc::new(Dialer::new(&config.pki, reader.clone())?);
     let connectors = kubelet_proxy::connectors(dialer.clone(), reader.clone(), authorizer.clone());
-    let webhooks = Arc::new(Webhooks::new(reader.clone(), handles.core.clone(), dialer.clone()));
+    let dynamic = Arc::new(Dynamic {
+        webhooks: Arc::new(Webhooks::new(reader.clone(), handles.core.clone(), dialer.clone())),
+        validating: Arc::new(ValidatingPolicies::new(reader.clone(), handles.core.clone())),
+    });
     Ok(AuthStack {
         pki: config.pki.clone(),
         authenticator,
         authorizer: authorizer.clone(),
-        mutating: admission::mutating(&reader, node_restriction, webhooks.clone()),
-        validating: admission::validating(&reader, &authorizer, handles.core.clone(), webhooks.clone()),
-        webhooks,
+        mutating: admission::mutating(&reader, node_restriction, &dynamic),
+        validating: admission::validating(&reader, &authorizer, handles.core.clone(), &dynamic),
+        dynamic,
         virtual_resources,
         connectors,
         dialer,

@@ -14,8 +14,8 @@ use keelson_api::meta::{GroupResource, GroupVersionKind};
 use rustls_pki_types::CertificateDer;
 use serde_json::Value;
 
+use crate::admission::dynamic::Dynamic;
 pub use crate::admission::hooks::{HookView, Hooks};
-use crate::admission::webhook::Webhooks;
 pub use crate::core::LateCore;
 pub use crate::request_info::RequestInfo;
 pub use crate::status::{Result, StatusError};
@@ -314,8 +314,8 @@ pub struct Extensions {
     pub mutating: Vec<Arc<dyn MutatingAdmission>>,
     /// In order.
     pub validating: Vec<Arc<dyn ValidatingAdmission>>,
-    /// Those of the plug-ins that ask others, for requests that are no writes of stored objects.
-    pub webhooks: Option<Arc<Webhooks>>,
+    /// Those of the plug-ins that are asked about requests too that are no writes of stored objects.
+    pub dynamic: Option<Arc<Dynamic>>,
     /// Computed resources.
     pub virtual_resources: HashMap<ExtensionKey, Arc<dyn VirtualResource>>,
     /// Connection-owning subresources.
@@ -330,7 +330,7 @@ impl Extensions {
             authorizer: Arc::new(AlwaysAllow),
             mutating: Vec::new(),
             validating: Vec::new(),
-            webhooks: None,
+            dynamic: None,
             virtual_resources: HashMap::new(),
             connectors: HashMap::new(),
         }

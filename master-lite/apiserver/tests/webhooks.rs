@@ -2,7 +2,11 @@
 
 #![expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
+#[path = "common/whole.rs"]
+mod whole;
+
 use std::convert::Infallible;
+use std::ops::Deref;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -12,15 +16,13 @@ use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
-use keelson_apiserver::auth::AuthConfig;
-use keelson_apiserver::extension::{Body, InProcessUser, UserInfo, full_body};
-use keelson_apiserver::pki::{Pki, PkiConfig};
-use keelson_apiserver::{Config, Server, StoreConfig};
+use keelson_apiserver::extension::{Body, full_body};
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
 use rustls_pki_types::PrivateKeyDer;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio_rustls::TlsAcceptor;
+use whole::Whole;
 
 const MUTATING: &str = "/apis/admissionregistration.k8s.io/v1/mutatingwebhookconfigurations";
 const VALIDATING: &str = "/apis/admissionregistration.k8s.io/v1/validatingwebhookconfigurations";
@@ -143,61 +145,21 @@ impl Hooks {
 }
 
 struct Fixture {
-    server: Server,
+    whole: Whole,
     hooks: Hooks,
-    _dir: tempfile::TempDir,
+}
+
+impl Deref for Fixture {
+    type Target = Whole;
+
+    fn deref(&self) -> &Whole {
+        &self.whole
+    }
 }
 
 impl Fixture {
     async fn new() -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        let pki = Pki::load_or_create(&PkiConfig {
-            directory: dir.path().join("pki"),
-            advertise_address: [192, 0, 2, 1].into(),
-            service_address: [10, 96, 0, 1].into(),
-            cluster_domain: "cluster.local".into(),
-            extra_sans: vec![],
-        })
-        .unwrap();
-        let config = Config {
-            store: StoreConfig::Embedded(dir.path().join("store.redb")),
-            service_cidr: "10.96.0.0/16".parse().unwrap(),
-            advertise_address: [192, 0, 2, 1].into(),
-            advertise_port: 6443,
-            listen: vec![],
-            listeners: vec![],
-            auth: AuthConfig {
-                pki: Arc::new(pki),
-                issuer: "https://kubernetes.default.svc.cluster.local".into(),
-                api_audiences: vec![],
-                external_url: "https://192.0.2.1:6443".into(),
-            },
-        };
-        let (server, _) = Server::build(config).await.unwrap();
-        Self { server, hooks: Hooks::start().await, _dir: dir }
-    }
-
-    async fn send(&self, method: &str, path: &str, body: Value) -> (u16, HeaderMap, Value) {
-        let body = if body.is_null() { String::new() } else { body.to_string() };
-        let content_type =
-            if method == "PATCH" { "application/merge-patch+json" } else { "application/json" };
-        let mut request = Request::builder()
-            .method(method)
-            .uri(path)
-            .header("content-type", content_type)
-            .body(full_body(body))
-            .unwrap();
-        request.extensions_mut().insert(InProcessUser(UserInfo::apiserver()));
-        let response = self.server.handle(request).await;
-        let (code, headers) = (response.status().as_u16(), response.headers().clone());
-        let bytes = response.into_body().collect().await.unwrap().to_bytes();
-        (code, headers, serde_json::from_slice(&bytes).unwrap_or(Value::Null))
-    }
-
-    async fn create(&self, path: &str, object: Value) -> Value {
-        let (code, _, made) = self.send("POST", path, object).await;
-        assert_eq!(code, 201, "{made}");
-        made
+        Self { whole: Whole::new().await, hooks: Hooks::start().await }
     }
 
     /// Makes a configuration; it counts from the next request on.

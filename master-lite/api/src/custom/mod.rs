@@ -2,7 +2,6 @@
 //! schema for the objects of such a row.
 
 mod columns;
-pub mod condition;
 pub mod definition;
 mod format;
 mod json_path;
@@ -19,8 +18,8 @@ use std::sync::{Arc, OnceLock};
 use serde_json::Value;
 
 pub use json_path::{JsonPath, JsonPathError};
-pub(crate) use rules::CEL_RESERVED;
 pub use rules::Rule;
+pub(crate) use rules::convert;
 pub use shape::{coerce_metadata, prune};
 pub use structural::{Additional, Checks, ListType, Structural};
 pub use validate::{validate, validate_lists};

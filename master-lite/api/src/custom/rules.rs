@@ -1,22 +1,20 @@
-//! `x-kubernetes-validations`: rules in CEL (`apiextensions-apiserver/pkg/apiserver/schema/cel`). The `cel` crate parses
-//! and runs them, with Kubernetes' functions from kube-cel; which values they see, and when, is decided here.
+//! `x-kubernetes-validations`: rules in CEL (`apiextensions-apiserver/pkg/apiserver/schema/cel`). Which values they see,
+//! and when, is decided here.
 //!
-//! Two things are not as upstream has them. Nothing knows types before a rule runs: one that speaks of what the schema
-//! does not declare is accepted with its definition, and then refuses every object. And a rule's cost is not bounded,
-//! neither estimated in advance nor counted.
+//! Nothing knows types before a rule runs: one that speaks of what the schema does not declare is accepted with its
+//! definition, and then refuses every object.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::HashMap;
 use std::sync::Arc;
 
-use kube_cel::KubeCelExt as _;
-use kube_cel::cel::common::ast::{EntryExpr, Expr, IdedExpr};
 use kube_cel::cel::objects::{Key, Map, OptionalValue};
-use kube_cel::cel::{Context, Program, ResolveResult, Value as Cel};
+use kube_cel::cel::{Context, Value as Cel};
 use serde_json::{Number, Value};
 
 use super::JsonPath;
 use super::structural::Structural;
 use super::validate::{child, same_item, shown};
+use crate::expressions::{self, Dialect, Expression, FUNCTIONS, RESERVED};
 use crate::field::{ErrorType, FieldError};
 
 const FIELD: &str = "x-kubernetes-validations";
@@ -25,29 +23,13 @@ const REASONS: &[&str] =
 const MAX_MESSAGE: usize = 2048;
 /// Longest text that a `messageExpression` may make.
 const MAX_MADE_MESSAGE: usize = 5 << 10;
-/// Functions and macros that upstream's CEL has and the `cel` crate has not. A comprehension is among a rule's functions
-/// only if it has two variables: those with one are resolved by the parser.
-const MISSING: &[&str] = &[
-    "sortBy",
-    "bind",
-    "transformList",
-    "transformMap",
-    "transformMapEntry",
-    "all",
-    "exists",
-    "exists_one",
-    "existsOne",
-    "map",
-    "filter",
-];
-
 /// One rule.
 #[derive(Debug)]
 pub struct Rule {
     text: String,
-    program: Result<Program, String>,
+    program: Result<Expression, String>,
     message: String,
-    message_program: Option<Program>,
+    message_program: Option<Expression>,
     reason: String,
     field_path: String,
     /// It speaks of the value before.
@@ -56,17 +38,8 @@ pub struct Rule {
     optional_old: bool,
 }
 
-thread_local! {
-    /// What expressions can call.
-    pub(super) static FUNCTIONS: Context<'static> = functions();
-}
-
 fn text<'v>(rule: &'v Value, key: &str) -> &'v str {
     rule[key].as_str().unwrap_or_default()
-}
-
-pub(super) fn compile(text: &str) -> Result<Program, String> {
-    Program::compile(text).map_err(|error| error.to_string())
 }
 
 /// The rules of one node of a schema.
@@ -88,42 +61,6 @@ pub(super) fn evaluate(
         });
     }
     errors
-}
-
-/// Names of types, as rules compare them with `type(self)`.
-const TYPES: &[&str] = &["bool", "int", "uint", "double", "string", "bytes", "list", "map", "null_type"];
-
-/// What rules can call. The `cel` crate has no values that are types: their names stand for them.
-fn functions() -> Context<'static> {
-    let mut functions = Context::default().with_all();
-    functions.add_function("type", type_of);
-    functions.add_function("dyn", as_it_is);
-    for name in TYPES {
-        functions.add_variable_from_value(*name, Cel::String(Arc::new((*name).to_owned())));
-    }
-    functions
-}
-
-fn type_of(value: Cel) -> ResolveResult {
-    let name = match value {
-        Cel::Bool(_) => "bool",
-        Cel::Int(_) => "int",
-        Cel::UInt(_) => "uint",
-        Cel::Float(_) => "double",
-        Cel::String(_) => "string",
-        Cel::Bytes(_) => "bytes",
-        Cel::List(_) => "list",
-        Cel::Map(_) => "map",
-        Cel::Null => "null_type",
-        Cel::Duration(_) => "google.protobuf.Duration",
-        Cel::Timestamp(_) => "google.protobuf.Timestamp",
-        Cel::Function(..) | Cel::Opaque(_) => "unknown",
-    };
-    Ok(Cel::String(Arc::new(name.to_owned())))
-}
-
-fn as_it_is(value: Cel) -> ResolveResult {
-    Ok(value)
 }
 
 struct Walk<'a> {
@@ -179,15 +116,14 @@ struct Subject<'a> {
 
 impl Rule {
     fn read(rule: &Value) -> Self {
-        let program = compile(text(rule, "rule"));
-        let is_transition =
-            program.as_ref().is_ok_and(|program| variables(program.expression()).contains("oldSelf"));
+        let program = Expression::parse(text(rule, "rule"));
+        let is_transition = program.as_ref().is_ok_and(|program| program.speaks_of("oldSelf"));
         Self {
             text: text(rule, "rule").trim().to_owned(),
             message: text(rule, "message").trim().to_owned(),
             message_program: Some(text(rule, "messageExpression"))
                 .filter(|text| !text.is_empty())
-                .and_then(|text| compile(text).ok()),
+                .and_then(|text| Expression::parse(text).ok()),
             reason: text(rule, "reason").to_owned(),
             field_path: text(rule, "fieldPath").to_owned(),
             is_transition,
@@ -215,7 +151,7 @@ impl Rule {
                 scope.add_variable_from_value("oldSelf", Cel::Opaque(Arc::new(before)));
             }
         }
-        match program.execute(&scope) {
+        match program.evaluate(&scope) {
             Ok(Cel::Bool(true)) => None,
             // A rule that came later does not lock objects up.
             Ok(Cel::Bool(false)) if subject.unchanged && !self.is_transition => None,
@@ -230,7 +166,7 @@ impl Rule {
     }
 
     fn broken(&self, scope: &Context<'_>, subject: &Subject<'_>) -> FieldError {
-        let made = self.message_program.as_ref().and_then(|program| match program.execute(scope) {
+        let made = self.message_program.as_ref().and_then(|program| match program.evaluate(scope) {
             Ok(Cel::String(text)) => Some(text.trim().to_owned()),
             _ => None,
         });
@@ -278,7 +214,7 @@ pub(super) fn blocked() -> FieldError {
 }
 
 /// A value as rules see it.
-pub(super) fn convert(value: &Value, schema: Option<&Structural>) -> Cel {
+pub(crate) fn convert(value: &Value, schema: Option<&Structural>) -> Cel {
     match value {
         Value::Null => Cel::Null,
         Value::Bool(value) => Cel::Bool(*value),
@@ -333,34 +269,9 @@ fn convert_text(text: &str, format: &str) -> Cel {
     made.unwrap_or_else(|| Cel::String(Arc::new(text.to_owned())))
 }
 
-/// Words that are no identifiers in CEL.
-pub(crate) const CEL_RESERVED: &[&str] = &[
-    "true",
-    "false",
-    "null",
-    "in",
-    "as",
-    "break",
-    "const",
-    "continue",
-    "else",
-    "for",
-    "function",
-    "if",
-    "import",
-    "let",
-    "loop",
-    "package",
-    "namespace",
-    "return",
-    "var",
-    "void",
-    "while",
-];
-
 /// A field's name as rules write it (`apiserver/pkg/cel.Escape`).
 fn escape(name: &str) -> String {
-    if CEL_RESERVED.contains(&name) {
+    if RESERVED.contains(&name) {
         return format!("__{name}__");
     }
     name.replace("__", "__underscores__")
@@ -441,85 +352,13 @@ fn leads_somewhere(path: &str, schema: &Value) -> bool {
     })
 }
 
-/// Parses an expression; tells whether it speaks of the value before.
+/// Parses a rule; tells whether it speaks of the value before.
 fn check_source(source: &str, field: &str, errors: &mut Vec<FieldError>) -> bool {
-    let (program, complaints) = checked(source, &["self", "oldSelf"]);
+    let dialect = Dialect { variables: &["self", "oldSelf"], ..Dialect::default() };
+    let (rule, complaints) = expressions::check(source, dialect);
     errors.extend(complaints.into_iter().map(|why| FieldError::invalid(field, &source.into(), why)));
-    program.is_some_and(|program| variables(program.expression()).contains("oldSelf"))
+    rule.is_some_and(|rule| rule.speaks_of("oldSelf"))
 }
-
-/// Compiles an expression that may speak of these variables; also returns what is wrong with it.
-pub(super) fn checked(source: &str, known: &[&str]) -> (Option<Program>, Vec<String>) {
-    let program = match compile(source) {
-        Ok(program) => program,
-        Err(error) => return (None, vec![format!("compilation failed: {error}")]),
-    };
-    let mut complaints = Vec::new();
-    for name in MISSING.iter().filter(|name| program.references().has_function(**name)) {
-        complaints
-            .push(format!("compilation failed: {name}, as it is used here, is not supported by this server"));
-    }
-    for name in variables(program.expression()) {
-        // A namespace of functions looks like a variable.
-        if !known.contains(&name) && !NAMESPACES.contains(&name) && !TYPES.contains(&name) {
-            complaints
-                .push(format!("compilation failed: undeclared reference to '{name}' (in container '')"));
-        }
-    }
-    (Some(program), complaints)
-}
-
-/// The variables that an expression takes from outside.
-fn variables(expression: &IdedExpr) -> BTreeSet<&str> {
-    let mut free = BTreeSet::new();
-    collect(expression, &mut Vec::new(), &mut free);
-    free
-}
-
-fn collect<'e>(expression: &'e IdedExpr, bound: &mut Vec<&'e str>, free: &mut BTreeSet<&'e str>) {
-    match &expression.expr {
-        Expr::Ident(name) => {
-            if !name.starts_with('@') && !bound.contains(&name.as_str()) {
-                free.insert(name);
-            }
-        }
-        Expr::Call(call) => {
-            call.target.iter().for_each(|target| collect(target, bound, free));
-            call.args.iter().for_each(|arg| collect(arg, bound, free));
-        }
-        Expr::Comprehension(inner) => {
-            collect(&inner.iter_range, bound, free);
-            collect(&inner.accu_init, bound, free);
-            let before = bound.len();
-            bound.push(&inner.iter_var);
-            bound.extend(inner.iter_var2.as_deref());
-            bound.push(&inner.accu_var);
-            for part in [&inner.loop_cond, &inner.loop_step, &inner.result] {
-                collect(part, bound, free);
-            }
-            bound.truncate(before);
-        }
-        Expr::List(list) => list.elements.iter().for_each(|element| collect(element, bound, free)),
-        Expr::Select(select) => collect(&select.operand, bound, free),
-        Expr::Map(map) => map.entries.iter().for_each(|entry| collect_entry(&entry.expr, bound, free)),
-        Expr::Struct(made) => made.entries.iter().for_each(|entry| collect_entry(&entry.expr, bound, free)),
-        Expr::Literal(_) | Expr::Unspecified => {}
-    }
-}
-
-fn collect_entry<'e>(entry: &'e EntryExpr, bound: &mut Vec<&'e str>, free: &mut BTreeSet<&'e str>) {
-    match entry {
-        EntryExpr::StructField(field) => collect(&field.value, bound, free),
-        EntryExpr::MapEntry(entry) => {
-            collect(&entry.key, bound, free);
-            collect(&entry.value, bound, free);
-        }
-    }
-}
-
-/// What functions are called on without being values.
-const NAMESPACES: &[&str] =
-    &["math", "sets", "lists", "strings", "base64", "format", "jsonpatch", "ip", "cidr", "url", "optional"];
 
 #[cfg(test)]
 mod tests {

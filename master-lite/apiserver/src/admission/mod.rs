@@ -5,15 +5,19 @@
 
 pub mod certificates;
 pub mod classes;
+pub mod dynamic;
 pub mod hooks;
 pub mod limit_ranger;
+mod matching;
 pub mod namespace_lifecycle;
 pub mod node_restriction;
 pub mod node_taint;
 pub mod pod_resize;
+pub mod policy;
 pub mod priority;
 pub mod resource_quota;
 pub mod runtime_class;
+mod seen;
 pub mod service_account;
 #[cfg(test)]
 pub(crate) mod testing;
@@ -30,14 +34,14 @@ use crate::extension::{
     Attributes, LateCore, MutatingAdmission, ObjectReader, Operation, Result, StatusError,
     ValidatingAdmission,
 };
+use dynamic::Dynamic;
 use node_restriction::NodeRestriction;
-use webhook::Webhooks;
 
 /// Plug-ins that may change objects, in order.
 pub fn mutating(
     reader: &Arc<dyn ObjectReader>,
     node_restriction: Arc<NodeRestriction>,
-    webhooks: Arc<Webhooks>,
+    dynamic: &Dynamic,
 ) -> Vec<Arc<dyn MutatingAdmission>> {
     vec![
         Arc::new(namespace_lifecycle::NamespaceLifecycle::new(reader.clone())),
@@ -50,7 +54,7 @@ pub fn mutating(
         Arc::new(classes::DefaultClasses::new(reader.clone())),
         Arc::new(runtime_class::RuntimeClass::new(reader.clone())),
         Arc::new(certificates::RequestorOfSigningRequest),
-        webhooks,
+        dynamic.webhooks.clone(),
     ]
 }
 
@@ -59,7 +63,7 @@ pub fn validating(
     reader: &Arc<dyn ObjectReader>,
     authorizer: &Arc<ClusterAuthorizer>,
     core: LateCore,
-    webhooks: Arc<Webhooks>,
+    dynamic: &Dynamic,
 ) -> Vec<Arc<dyn ValidatingAdmission>> {
     vec![
         Arc::new(limit_ranger::LimitRanger::new(reader.clone())),
@@ -70,7 +74,8 @@ pub fn validating(
         Arc::new(certificates::CertificateSigning::new(authorizer.clone())),
         Arc::new(certificates::CertificateSubjectRestriction),
         Arc::new(pod_resize::PodResizeValidator::new(reader.clone())),
-        webhooks,
+        dynamic.validating.clone(),
+        dynamic.webhooks.clone(),
         // Last: what others refuse must not be charged.
         Arc::new(resource_quota::ResourceQuota::new(reader.clone(), core)),
     ]

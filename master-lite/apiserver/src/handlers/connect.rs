@@ -1,4 +1,4 @@
-//! Webhooks for requests that write no stored object: connects, and objects that are only acted on.
+//! Webhooks and policies for requests that write no stored object: connects, and objects that are only acted on.
 
 use std::sync::Arc;
 
@@ -78,15 +78,15 @@ impl Call {
         }
     }
 
-    /// Asks webhooks about an object that is not stored, which they may change. Returns their warnings.
-    pub(super) async fn ask_webhooks(
+    /// Asks webhooks and policies about an object that is not stored, which they may change. Returns their warnings.
+    pub(super) async fn ask_dynamic(
         &self,
         row: &Arc<Resource>,
         kind: &GroupVersionKind,
         object: &mut Value,
         options: &WriteOptions,
     ) -> Result<Vec<String>> {
-        let Some(webhooks) = &self.core.extensions.webhooks else { return Ok(Vec::new()) };
+        let Some(dynamic) = &self.core.extensions.dynamic else { return Ok(Vec::new()) };
         let mut attributes = self.attributes(Operation::Create, row, kind.clone());
         if attributes.name.is_empty() {
             attributes.name = object["metadata"]["name"].as_str().unwrap_or_default().to_owned();
@@ -94,14 +94,14 @@ impl Call {
         attributes.dry_run = options.dry_run;
         attributes.options = options.to_value("CreateOptions");
         attributes.object = Some(object.take());
-        webhooks.admit_all(&mut attributes).await?;
+        dynamic.admit_all(&mut attributes).await?;
         *object = attributes.object.take().unwrap_or_default();
         Ok(attributes.hooks.take_warnings())
     }
 
-    /// Asks webhooks whether a stream may be opened. Returns their warnings.
-    pub(super) async fn ask_webhooks_to_connect(&self, row: &Arc<Resource>) -> Result<Vec<String>> {
-        let Some(webhooks) = &self.core.extensions.webhooks else { return Ok(Vec::new()) };
+    /// Asks webhooks and policies whether a stream may be opened. Returns their warnings.
+    pub(super) async fn ask_to_connect(&self, row: &Arc<Resource>) -> Result<Vec<String>> {
+        let Some(dynamic) = &self.core.extensions.dynamic else { return Ok(Vec::new()) };
         let Some(options) = options(&self.info.resource, &self.info.subresource) else {
             return Ok(Vec::new());
         };
@@ -109,7 +109,7 @@ impl Call {
         let mut attributes = self.attributes(Operation::Connect, row, kind);
         let (_, path) = self.info.path.split_once("/proxy").unwrap_or_default();
         attributes.object = Some(object(options, &self.query.0, path));
-        webhooks.admit_all(&mut attributes).await?;
+        dynamic.admit_all(&mut attributes).await?;
         Ok(attributes.hooks.take_warnings())
     }
 }

@@ -31,7 +31,7 @@ pub(super) async fn evict(call: &Call, row: &Arc<Resource>, body: Bytes) -> Resu
     let kind = GroupVersionKind::new("policy", "v1", "Eviction");
     let options = WriteOptions::parse(&call.query, OptionsKind::Create)?;
     let (mut eviction, _) = wire::decode(call.content_type(), &body, &kind, options.validation)?;
-    let warnings = call.ask_webhooks(row, &kind, &mut eviction, &options).await?;
+    let warnings = call.ask_dynamic(row, &kind, &mut eviction, &options).await?;
     if eviction["metadata"]["name"].as_str().is_some_and(|name| !name.is_empty() && name != call.info.name) {
         return Err(StatusError::bad_request("name in URL does not match name in Eviction object"));
     }

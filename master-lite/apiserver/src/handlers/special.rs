@@ -39,7 +39,7 @@ pub(super) async fn route(
         if !connector.verbs().contains(&verb) {
             return Err(StatusError::method_not_supported(&resource, verb));
         }
-        let warnings = call.ask_webhooks_to_connect(row).await?;
+        let warnings = call.ask_to_connect(row).await?;
         let mut answer = connector.connect(&call.context(false), request).await?;
         add_warnings(&mut answer, &warnings);
         return Ok(answer);
@@ -64,7 +64,7 @@ pub(super) async fn route(
         let (mut object, mut warnings) =
             wire::decode(call.content_type(), &body, &handler.kind(), options.validation)?;
         wire::apply_defaults(&handler.kind(), &mut object);
-        warnings.extend(call.ask_webhooks(row, &handler.kind(), &mut object, &options).await?);
+        warnings.extend(call.ask_dynamic(row, &handler.kind(), &mut object, &options).await?);
         // What the client has just made must be seen: an account's token, a role's effect.
         call.core.cache.wait_newest().await?;
         let value = handler.create(&call.context(options.dry_run), object).await?;
@@ -277,7 +277,7 @@ async fn bind(call: &Call, body: Bytes) -> Result<Response<Body>> {
     let (mut binding, _) = wire::decode(call.content_type(), &body, &kind, options.validation)?;
     let of = call.core.table().find(&call.info.group, &call.info.version, &call.info.resource).cloned();
     let of = of.ok_or_else(StatusError::no_such_path)?;
-    let warnings = call.ask_webhooks(&of, &kind, &mut binding, &options).await?;
+    let warnings = call.ask_dynamic(&of, &kind, &mut binding, &options).await?;
     let name = binding["metadata"]["name"].as_str().unwrap_or_default();
     let name = if call.info.name.is_empty() { name } else { call.info.name.as_str() };
     let target = &binding["target"];

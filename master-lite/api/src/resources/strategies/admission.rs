@@ -1,4 +1,5 @@
-//! Webhook configurations, and admission policies: those are kept, but nothing acts on them yet, and who makes one is told so.
+//! Webhook configurations, and admission policies: the mutating ones are kept, but nothing acts on them yet, and who
+//! makes one is told so.
 
 use serde_json::{Value, json};
 
@@ -19,7 +20,6 @@ pub const VALIDATING_POLICY: Ruled = Ruled::new(v::validating_policy, |new, _| v
     .defaults(policy)
     .status(v::validating_policy_status)
     .status_alone()
-    .warnings(not_enforced)
     .conditional();
 
 /// MutatingAdmissionPolicies.
@@ -29,10 +29,8 @@ pub const MUTATING_POLICY: Ruled = Ruled::new(v::mutating_policy, |new, _| v::mu
     .conditional();
 
 /// ValidatingAdmissionPolicyBindings.
-pub const VALIDATING_BINDING: Ruled = Ruled::new(v::validating_binding, |new, _| v::validating_binding(new))
-    .defaults(binding)
-    .warnings(not_enforced)
-    .conditional();
+pub const VALIDATING_BINDING: Ruled =
+    Ruled::new(v::validating_binding, |new, _| v::validating_binding(new)).defaults(binding).conditional();
 
 /// MutatingAdmissionPolicyBindings.
 pub const MUTATING_BINDING: Ruled = Ruled::new(v::mutating_binding, |new, _| v::mutating_binding(new))
@@ -41,7 +39,7 @@ pub const MUTATING_BINDING: Ruled = Ruled::new(v::mutating_binding, |new, _| v::
     .conditional();
 
 fn not_enforced(_: &Value) -> Vec<String> {
-    vec!["admission policies are kept but not enforced by this server".to_owned()]
+    vec!["mutating admission policies are kept but not enforced by this server".to_owned()]
 }
 
 fn webhooks(object: &mut Value, mutating: bool) {

@@ -5,6 +5,7 @@
 
 mod access;
 mod admission;
+mod admission_policies;
 mod certificates;
 mod claims;
 mod conditions;
@@ -47,9 +48,9 @@ mod workload;
 mod workload_status;
 
 pub(super) use access::{role, role_binding};
-pub(super) use admission::{
+pub(super) use admission::{webhooks, webhooks_update};
+pub(super) use admission_policies::{
     mutating_binding, mutating_policy, validating_binding, validating_policy, validating_policy_status,
-    webhooks, webhooks_update,
 };
 pub(super) use certificates::{signing_request, signing_request_update};
 pub(super) use claims::{claim, claim_status, claim_update, persistent_volume, persistent_volume_update};

@@ -3,10 +3,9 @@
 use base64::Engine as _;
 use serde_json::{Value, json};
 
-use super::hook::Place;
 use crate::authz::rbac::text;
 use crate::authz::rule::go_quote;
-use crate::extension::{Attributes, StatusError};
+use crate::extension::StatusError;
 
 /// Version of `admission.k8s.io`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -30,43 +29,6 @@ impl ReviewVersion {
             Self::V1Beta1 => "admission.k8s.io/v1beta1",
         }
     }
-}
-
-/// What a webhook is asked, without the objects: also what match conditions know as `request`.
-pub(super) fn request(attributes: &Attributes, namespace: &str, place: &Place, kind: &Value) -> Value {
-    let user = &attributes.user;
-    let mut user_info = json!({"username": user.name, "groups": user.groups});
-    if !user.uid.is_empty() {
-        user_info["uid"] = user.uid.as_str().into();
-    }
-    if !user.extra.is_empty() {
-        user_info["extra"] = json!(user.extra);
-    }
-    let own = &attributes.kind;
-    let mut request = json!({
-        "kind": kind,
-        "resource": {"group": place.group, "version": place.version, "resource": place.resource},
-        "requestKind": {"group": own.group, "version": own.version, "kind": own.kind},
-        "requestResource": {
-            "group": attributes.resource.group, "version": attributes.version, "resource": attributes.resource.resource,
-        },
-        "operation": attributes.operation.as_str(),
-        "userInfo": user_info,
-        "dryRun": attributes.dry_run,
-        "options": attributes.options,
-    });
-    let subresource = attributes.hooks.subresource(&attributes.subresource);
-    for (field, value) in [
-        ("subResource", subresource),
-        ("requestSubResource", subresource),
-        ("name", &attributes.name),
-        ("namespace", namespace),
-    ] {
-        if !value.is_empty() {
-            request[field] = value.into();
-        }
-    }
-    request
 }
 
 /// The whole question.
@@ -176,7 +138,11 @@ fn denial(hook: &str, status: &Value) -> StatusError {
 
 #[cfg(test)]
 mod tests {
+    use keelson_api::meta::GroupVersionKind;
+
     use super::*;
+    use crate::admission::matching::Place;
+    use crate::admission::seen::request;
     use crate::admission::testing::create;
 
     #[test]
@@ -188,7 +154,7 @@ mod tests {
         attributes.options = json!({"kind": "CreateOptions"});
         let place = Place { group: "g".into(), version: "v2".into(), resource: "pods".into() };
         let kind = json!({"group": "g", "version": "v2", "kind": "Pod"});
-        let request = request(&attributes, "a", &place, &kind);
+        let request = request(&attributes, "a", &place, &GroupVersionKind::new("g", "v2", "Pod"));
         let review = review(ReviewVersion::V1, "1", request, &json!({"new": 1}), &Value::Null);
         assert_eq!(
             review,

@@ -1,0 +1,265 @@
+//! Admission policies: a server with all of its admission.
+
+#[path = "common/whole.rs"]
+mod whole;
+
+use serde_json::{Value, json};
+use whole::Whole;
+
+const GROUP: &str = "/apis/admissionregistration.k8s.io/v1";
+const CONFIG_MAPS: &str = "/api/v1/namespaces/default/configmaps";
+const DEPLOYMENTS: &str = "/apis/apps/v1/namespaces/default/deployments";
+const DEFINITIONS: &str = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions";
+
+fn rule(group: &str, resource: &str) -> Value {
+    json!({"operations": ["CREATE", "UPDATE"], "apiGroups": [group], "apiVersions": ["v1"], "resources": [resource]})
+}
+
+fn deployment(name: &str, replicas: i64) -> Value {
+    json!({"metadata": {"name": name}, "spec": {"replicas": replicas, "selector": {"matchLabels": {"app": "a"}},
+        "template": {"metadata": {"labels": {"app": "a"}}, "spec": {"containers": [{"name": "c", "image": "i"}]}}}})
+}
+
+fn config_map(name: &str, data: Value) -> Value {
+    json!({"metadata": {"name": name}, "data": data})
+}
+
+/// Makes a policy or binding; it counts from the next request on.
+async fn make(server: &Whole, plural: &str, name: &str, spec: Value) {
+    let path = format!("{GROUP}/{plural}");
+    let object = json!({"metadata": {"name": name}, "spec": spec});
+    let (code, headers, made) = server.send("POST", &path, object).await;
+    assert_eq!((code, headers.get("warning")), (201, None), "{made}");
+    // A read of the newest version waits for the cache.
+    assert_eq!(server.send("GET", &format!("{path}/{name}"), Value::Null).await.0, 200);
+}
+
+async fn validate(server: &Whole, name: &str, policy: Value, mut binding: Value) {
+    make(server, "validatingadmissionpolicies", name, policy).await;
+    binding["policyName"] = name.into();
+    if binding["validationActions"].is_null() {
+        binding["validationActions"] = json!(["Deny"]);
+    }
+    make(server, "validatingadmissionpolicybindings", &format!("{name}-binding"), binding).await;
+}
+
+fn constraints(group: &str, resource: &str) -> Value {
+    json!({"resourceRules": [rule(group, resource)]})
+}
+
+async fn refused(server: &Whole, path: &str, object: Value, code: u16, why: &str) -> Value {
+    let (got, _, status) = server.send("POST", path, object).await;
+    assert_eq!((got, status["message"].as_str().unwrap_or_default()), (code, why), "{status}");
+    status
+}
+
+#[tokio::test]
+async fn deployments_are_validated() {
+    let server = Whole::new().await;
+    let policy = json!({
+        "matchConstraints": constraints("apps", "deployments"),
+        "variables": [
+            {"name": "replicas", "expression": "object.spec.replicas"},
+            {"name": "odd", "expression": "variables.replicas % 2 == 1"},
+        ],
+        "validations": [
+            {"expression": "variables.replicas > 1", "messageExpression": "'wants replicas > 1, got ' + object.spec.replicas"},
+            {"expression": "variables.odd", "reason": "Forbidden", "message": "an odd number"},
+            {"expression": "namespaceObject.metadata.name == 'default'"},
+        ],
+    });
+    validate(&server, "p", policy, json!({})).await;
+    let denied = "deployments.apps \"d\" is forbidden: ValidatingAdmissionPolicy 'p' with binding 'p-binding' denied request:";
+    let status = refused(
+        &server,
+        DEPLOYMENTS,
+        deployment("d", 1),
+        422,
+        &format!("{denied} failed expression: variables.replicas > 1"),
+    )
+    .await;
+    assert_eq!((&status["reason"], &status["details"]["kind"]), (&json!("Invalid"), &json!("deployments")));
+    assert_eq!(
+        status["details"]["causes"][0]["message"],
+        "ValidatingAdmissionPolicy 'p' with binding 'p-binding' denied request: failed expression: variables.replicas > 1"
+    );
+    refused(&server, DEPLOYMENTS, deployment("d", 2), 403, &format!("{denied} an odd number")).await;
+    server.create(DEPLOYMENTS, deployment("d", 3)).await;
+    // A change is a write too, and so is its dry run; a delete is not asked for.
+    let path = format!("{DEPLOYMENTS}/d");
+    assert_eq!(server.send("PATCH", &path, json!({"spec": {"replicas": 4}})).await.0, 403);
+    assert_eq!(
+        server.send("PATCH", &format!("{path}?dryRun=All"), json!({"spec": {"replicas": 4}})).await.0,
+        403
+    );
+    assert_eq!(server.send("PATCH", &path, json!({"spec": {"replicas": 5}})).await.0, 200);
+    assert_eq!(server.send("DELETE", &path, Value::Null).await.0, 200);
+    // Neither are policies themselves, nor does one count whose binding has gone.
+    let binding = format!("{GROUP}/validatingadmissionpolicybindings/p-binding");
+    assert_eq!(server.send("DELETE", &binding, Value::Null).await.0, 200);
+    let gone = server.send("GET", &format!("{GROUP}/validatingadmissionpolicybindings"), Value::Null).await.2;
+    assert_eq!(gone["items"], json!([]));
+    server.create(DEPLOYMENTS, deployment("e", 1)).await;
+}
+
+#[tokio::test]
+async fn bindings_choose_requests_and_actions() {
+    let server = Whole::new().await;
+    server
+        .create("/api/v1/namespaces", json!({"metadata": {"name": "strict", "labels": {"level": "strict"}}}))
+        .await;
+    let policy = json!({
+        "matchConstraints": constraints("", "configmaps"),
+        "matchConditions": [{"name": "not-skipped", "expression": "object.metadata.name != 'skipped'"}],
+        "validations": [{"expression": "has(object.data) && has(object.data.owner)", "message": "no owner"}],
+        "auditAnnotations": [{"key": "name", "valueExpression": "object.metadata.name"}],
+    });
+    let binding = json!({"validationActions": ["Warn", "Audit"]});
+    validate(&server, "p", policy, binding).await;
+    let strict = json!({"policyName": "p", "validationActions": ["Deny"],
+        "matchResources": {"namespaceSelector": {"matchLabels": {"level": "strict"}},
+            "excludeResourceRules": [{"operations": ["*"], "apiGroups": [""], "apiVersions": ["*"],
+                "resources": ["configmaps"], "resourceNames": ["free"]}]}});
+    make(&server, "validatingadmissionpolicybindings", "strict", strict).await;
+    let (code, headers, _) = server.send("POST", CONFIG_MAPS, config_map("a", json!({}))).await;
+    let warning =
+        "299 - \"Validation failed for ValidatingAdmissionPolicy 'p' with binding 'p-binding': no owner\"";
+    assert_eq!((code, headers["warning"].to_str().unwrap()), (201, warning));
+    let (code, headers, _) = server.send("POST", CONFIG_MAPS, config_map("skipped", json!({}))).await;
+    assert_eq!((code, headers.get("warning")), (201, None));
+    let path = "/api/v1/namespaces/strict/configmaps";
+    let why = "configmaps \"a\" is forbidden: ValidatingAdmissionPolicy 'p' with binding 'strict' denied request: no owner";
+    refused(&server, path, config_map("a", json!({})), 422, why).await;
+    server.create(path, config_map("free", json!({}))).await;
+    server.create(path, config_map("b", json!({"owner": "me"}))).await;
+}
+
+#[tokio::test]
+async fn parameters_are_objects_of_any_kind() {
+    let server = Whole::new().await;
+    let schema = json!({"type": "object", "properties": {"max": {"type": "integer"}}});
+    let definition = json!({"metadata": {"name": "limits.example.com"}, "spec": {"group": "example.com",
+        "names": {"kind": "Limit", "plural": "limits"}, "scope": "Cluster",
+        "versions": [{"name": "v1", "served": true, "storage": true, "schema": {"openAPIV3Schema": schema}}]}});
+    server.create(DEFINITIONS, definition).await;
+    let limits = "/apis/example.com/v1/limits";
+    let served = async {
+        while server.send("GET", limits, Value::Null).await.0 != 200 {
+            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(std::time::Duration::from_secs(10), served).await.unwrap();
+    let policy = |kind: Value, expression: &str| {
+        json!({"matchConstraints": constraints("apps", "deployments"), "paramKind": kind,
+            "validations": [{"expression": expression, "messageExpression": "'bound by ' + params.metadata.name"}]})
+    };
+    validate(
+        &server,
+        "custom",
+        policy(
+            json!({"apiVersion": "example.com/v1", "kind": "Limit"}),
+            "object.spec.replicas <= params.max",
+        ),
+        json!({"paramRef": {"selector": {}, "parameterNotFoundAction": "Deny"}}),
+    )
+    .await;
+    let refusal = |name: &str, why: &str| {
+        format!(
+            "deployments.apps \"d\" is forbidden: ValidatingAdmissionPolicy '{name}' with binding '{name}-binding' denied request: {why}"
+        )
+    };
+    let none =
+        "failed to configure binding: no params found for policy binding with `Deny` parameterNotFoundAction";
+    refused(&server, DEPLOYMENTS, deployment("d", 1), 422, &refusal("custom", none)).await;
+    let limit = |name: &str, max: i64| json!({"apiVersion": "example.com/v1", "kind": "Limit", "metadata": {"name": name}, "max": max});
+    server.create(limits, limit("high", 10)).await;
+    server.create(limits, limit("low", 3)).await;
+    assert_eq!(server.send("GET", limits, Value::Null).await.2["items"].as_array().unwrap().len(), 2);
+    refused(&server, DEPLOYMENTS, deployment("d", 5), 422, &refusal("custom", "bound by low")).await;
+    server.create(DEPLOYMENTS, deployment("c", 3)).await;
+    // A parameter in the object's own namespace, which may be missing.
+    validate(
+        &server,
+        "own",
+        policy(
+            json!({"apiVersion": "v1", "kind": "ConfigMap"}),
+            "object.spec.replicas >= int(params.data.min)",
+        ),
+        json!({"paramRef": {"name": "bounds", "parameterNotFoundAction": "Allow"}}),
+    )
+    .await;
+    server.create(DEPLOYMENTS, deployment("e", 1)).await;
+    server.create(CONFIG_MAPS, config_map("bounds", json!({"min": "2"}))).await;
+    assert_eq!(server.send("GET", CONFIG_MAPS, Value::Null).await.0, 200);
+    refused(&server, DEPLOYMENTS, deployment("d", 1), 422, &refusal("own", "bound by bounds")).await;
+    server.create(DEPLOYMENTS, deployment("d", 2)).await;
+}
+
+#[tokio::test]
+async fn what_can_not_be_run_is_refused_at_once() {
+    let server = Whole::new().await;
+    let policies = format!("{GROUP}/validatingadmissionpolicies");
+    let errors = |spec: Value| {
+        let mut object = json!({"metadata": {"name": "p"}, "spec": spec});
+        object["spec"]["matchConstraints"] = constraints("", "configmaps");
+        let (server, policies) = (&server, &policies);
+        async move {
+            let (code, _, status) = server.send("POST", policies, object).await;
+            assert_eq!((code, &status["reason"]), (422, &json!("Invalid")), "{status}");
+            let causes = status["details"]["causes"].as_array().unwrap().clone();
+            causes.into_iter().map(|cause| cause["field"].as_str().unwrap().to_owned()).collect::<Vec<_>>()
+        }
+    };
+    let wrong = errors(json!({
+        "matchConditions": [{"name": "c", "expression": "variables.x"}],
+        "variables": [{"name": "x", "expression": "variables.y"}, {"name": "y", "expression": "1 +"}],
+        "validations": [{"expression": "params.a == 1", "messageExpression": "1"}, {"expression": "'no bool'"}],
+        "auditAnnotations": [{"key": "k", "valueExpression": "true"}],
+    }))
+    .await;
+    assert_eq!(
+        wrong,
+        [
+            "spec.matchConditions[0].expression",
+            "spec.variables[0].expression",
+            "spec.variables[1].expression",
+            "spec.validations[0].expression",
+            "spec.validations[0].messageExpression",
+            "spec.validations[1].expression",
+            "spec.auditAnnotations[0].valueExpression",
+        ]
+    );
+    let asks = "authorizer.requestResource.check('get').allowed()";
+    assert!(!errors(json!({"validations": [{"expression": asks}]})).await.is_empty());
+    assert!(!errors(json!({"validations": [{"expression": "Object{spec: 1} == null"}]})).await.is_empty());
+}
+
+#[tokio::test]
+async fn failures_count_as_the_policy_says() {
+    let server = Whole::new().await;
+    let policy = |policy: &str| {
+        json!({"matchConstraints": constraints("", "configmaps"), "failurePolicy": policy,
+            "validations": [{"expression": "object.data.none == 'x'"}]})
+    };
+    validate(&server, "open", policy("Ignore"), json!({})).await;
+    server.create(CONFIG_MAPS, config_map("a", json!({"k": "v"}))).await;
+    validate(&server, "closed", policy("Fail"), json!({})).await;
+    let why = "configmaps \"b\" is forbidden: ValidatingAdmissionPolicy 'closed' with binding 'closed-binding' denied request: expression 'object.data.none == 'x'' resulted in error: No such key: none";
+    refused(&server, CONFIG_MAPS, config_map("b", json!({"k": "v"})), 422, why).await;
+    // What is not stored is validated too.
+    let tokens = json!({"matchConstraints": {"resourceRules": [rule("", "serviceaccounts/token")]},
+        "validations": [{"expression": "object.spec.expirationSeconds <= 600", "message": "too long"}]});
+    validate(&server, "tokens", tokens, json!({})).await;
+    let token = |seconds: u32| {
+        json!({"kind": "TokenRequest", "apiVersion": "authentication.k8s.io/v1",
+        "spec": {"audiences": [], "expirationSeconds": seconds}})
+    };
+    let account = json!({"metadata": {"name": "s"}});
+    server.create("/api/v1/namespaces/default/serviceaccounts", account).await;
+    let path = "/api/v1/namespaces/default/serviceaccounts/s/token";
+    assert_eq!(server.send("GET", "/api/v1/namespaces/default/serviceaccounts/s", Value::Null).await.0, 200);
+    server.create(path, token(600)).await;
+    let (code, _, status) = server.send("POST", path, token(3600)).await;
+    assert!(status["message"].as_str().unwrap().ends_with("denied request: too long"), "{status}");
+    assert_eq!(code, 422);
+}
