@@ -17,7 +17,16 @@ pub struct Apt {
 impl Apt {
     /// Sets up (or re-uses) the private apt of a suite such as `bookworm` or `trixie-backports`.
     pub fn suite(suite: &str) -> Result<Self> {
-        let dir = paths::cache().join("apt").join(suite);
+        Self::set_up(suite, "deb", suite)
+    }
+
+    /// The same for the sources of a suite's packages.
+    pub fn sources(suite: &str) -> Result<Self> {
+        Self::set_up(&format!("{suite}-sources"), "deb-src", suite)
+    }
+
+    fn set_up(folder: &str, kind: &str, suite: &str) -> Result<Self> {
+        let dir = paths::cache().join("apt").join(folder);
         let apt = Self { dir: dir.clone() };
         if dir.join("ready").exists() {
             return Ok(apt);
@@ -28,7 +37,7 @@ impl Apt {
         fs::write(dir.join("status"), "")?;
         fs::write(dir.join("empty.conf"), "")?;
         let (uri, keyring) = debian_mirror()?;
-        fs::write(dir.join("sources.list"), format!("deb [signed-by={keyring}] {uri} {suite} main\n"))?;
+        fs::write(dir.join("sources.list"), format!("{kind} [signed-by={keyring}] {uri} {suite} main\n"))?;
         cmd::run(apt.tool("apt-get").arg("update")).context("fetch the package lists of a Debian suite")?;
         fs::write(dir.join("ready"), "")?;
         Ok(apt)
@@ -60,11 +69,28 @@ impl Apt {
     pub fn package(&self, name: &str) -> Result<PathBuf> {
         let into = self.dir.join("single");
         fs::create_dir_all(&into)?;
-        if let Some(found) = find_deb(&into, name)? {
+        let deb = |file: &str| file.strip_prefix(name).is_some_and(|rest| rest.starts_with('_'));
+        if let Some(found) = find_file(&into, deb)? {
             return Ok(found);
         }
         cmd::run(self.tool("apt-get").args(["download", name]).current_dir(&into))?;
-        find_deb(&into, name)?.with_context(|| format!("apt-get download {name} left no package"))
+        find_file(&into, deb)?.with_context(|| format!("apt-get download {name} left no package"))
+    }
+
+    /// Fetches a package's source (this must be of [`Apt::sources`]); gives the path of the archive as upstream released
+    /// it, without Debian's changes.
+    pub fn original(&self, name: &str) -> Result<PathBuf> {
+        let into = self.dir.join("originals").join(name);
+        let original = |file: &str| file.contains(".orig.tar.") && !file.ends_with(".asc");
+        if let Some(found) = find_file(&into, original)? {
+            return Ok(found);
+        }
+        let partial = tempfile::tempdir_in(&self.dir)?;
+        let mut fetch = self.tool("apt-get");
+        cmd::run(fetch.args(["source", "--download-only", name]).current_dir(partial.path()))?;
+        fs::create_dir_all(self.dir.join("originals"))?;
+        fs::rename(partial.path(), &into)?;
+        find_file(&into, original)?.with_context(|| format!("the source of {name} has no original archive"))
     }
 
     /// Fetches packages with all that they depend on; gives the paths of the .deb files, sorted by name.
@@ -101,11 +127,14 @@ pub fn codename() -> Result<String> {
         .context("/etc/os-release names no VERSION_CODENAME: a Debian system is needed")
 }
 
-fn find_deb(dir: &Path, name: &str) -> Result<Option<PathBuf>> {
-    let prefix = format!("{name}_");
+/// A file of a folder by its name; none in a folder that is not there.
+fn find_file(dir: &Path, wanted: impl Fn(&str) -> bool) -> Result<Option<PathBuf>> {
+    if !dir.exists() {
+        return Ok(None);
+    }
     for entry in fs::read_dir(dir)? {
         let path = entry?.path();
-        if path.file_name().is_some_and(|file| file.to_string_lossy().starts_with(&prefix)) {
+        if path.file_name().is_some_and(|file| wanted(&file.to_string_lossy())) {
             return Ok(Some(path));
         }
     }

@@ -14,6 +14,8 @@ const TOOLS: &[(&str, &str)] = &[
     ("xz", "xz-utils"),
     ("busybox", "busybox-static"),
     ("script", "bsdutils"),
+    ("make", "make"),
+    ("bzip2", "bzip2"),
 ];
 
 /// Installs missing tools with apt-get; says so clearly where that can't be done.

@@ -45,15 +45,19 @@ pub fn merge_usr(root: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Adds busybox with a link for each of its commands that is not there already.
+/// Adds Debian's busybox.
 pub fn put_busybox(root: &Path) -> Result<()> {
     let unpacked = tempfile::tempdir_in(paths::cache())?;
     debian::unpack(&debian::Apt::suite(RELEASE)?.package("busybox-static")?, unpacked.path())?;
-    let program = unpacked.path().join("usr/bin/busybox");
+    link_busybox(root, &unpacked.path().join("usr/bin/busybox"))
+}
+
+/// Adds a busybox with a link for each of its commands that is not there already.
+pub fn link_busybox(root: &Path, program: &Path) -> Result<()> {
     merge_usr(root)?;
     let bin = root.join("usr/bin");
-    fs::copy(&program, bin.join("busybox")).context("busybox-static has no busybox")?;
-    let applets = cmd::text(Command::new(&program).arg("--list"))?;
+    fs::copy(program, bin.join("busybox")).with_context(|| format!("copy {}", program.display()))?;
+    let applets = cmd::text(Command::new(program).arg("--list"))?;
     for applet in applets.lines() {
         if fs::symlink_metadata(bin.join(applet)).is_err()
             && fs::symlink_metadata(root.join("usr/sbin").join(applet)).is_err()

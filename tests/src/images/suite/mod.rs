@@ -2,6 +2,7 @@
 //!
 //! [`recipes`] says what each holds; [`assemble`] makes those of a list as `e2e.test --list-images` prints it.
 
+pub mod busybox;
 pub mod coredns;
 pub mod recipes;
 
@@ -17,9 +18,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
 
-use self::recipes::{Base, NOT_MADE, Program, RECIPES, Recipe, Top};
+use self::recipes::{Base, Busybox, NOT_MADE, Program, RECIPES, Recipe, Top};
 use super::builder::{Compression, Image, ImageBuilder, Layer, digest};
-use super::rootfs::{RELEASE, passwd, prune, put_busybox};
+use super::rootfs::{RELEASE, link_busybox, passwd, prune, put_busybox};
 use crate::{cmd, debian, paths};
 
 /// Where upstream's images are, in the names that the suite prints.
@@ -178,6 +179,9 @@ impl<'a> Run<'a> {
     /// All that the image depends on, as a digest.
     fn key(&self, name: &str, recipe: &Recipe) -> Result<String> {
         let mut text = format!("{FORMAT} {RELEASE} {name} {recipe:?}");
+        if recipe.base.is_some_and(|base| base.busybox == Busybox::Upstream) {
+            text.push_str(&format!("\n{:?}", busybox::CHANGES));
+        }
         for top in closure(recipe) {
             for (program, ..) in top.programs {
                 text.push_str(&format!(
@@ -248,7 +252,10 @@ impl<'a> Run<'a> {
         }
         {
             let _alone = lock(&self.apt);
-            put_busybox(root)?;
+            match base.busybox {
+                Busybox::Debian => put_busybox(root)?,
+                Busybox::Upstream => link_busybox(root, &busybox::build()?)?,
+            }
         }
         passwd(root, base.users)?;
         for (_, id, home) in base.users {

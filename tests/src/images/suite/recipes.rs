@@ -10,6 +10,17 @@ pub struct Base {
     pub users: &'static [(&'static str, u32, &'static str)],
     /// Groups beside those of the users: name, gid, members.
     pub groups: &'static [(&'static str, u32, &'static str)],
+    /// Which busybox.
+    pub busybox: Busybox,
+}
+
+/// Where an image's busybox comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Busybox {
+    /// Debian's package.
+    Debian,
+    /// The project's own source and defaults, see [`super::busybox`].
+    Upstream,
 }
 
 /// Where a program comes from.
@@ -74,16 +85,9 @@ const PLAIN: Recipe = Recipe {
     stop_signal: "",
 };
 
-const SMALL: Base = Base { debian: &[], users: &[], groups: &[] };
+const SMALL: Base = Base { debian: &[], users: &[], groups: &[], busybox: Busybox::Debian };
 
-const BUSYBOX_BASE: Base = Base { debian: &["bash-static"], ..SMALL };
-
-const BUSYBOX_TOP: Top = Top {
-    // Debian's busybox, as a shell, keeps variables whose names are no identifiers from its children: upstream's build
-    // passes them on, and tests want to see that.
-    links: &[("usr/bin/sh", "bash-static")],
-    ..NOTHING
-};
+const BUSYBOX_BASE: Base = Base { busybox: Busybox::Upstream, ..SMALL };
 
 const AGNHOST_BASE: Base = Base {
     debian: &[
@@ -93,11 +97,14 @@ const AGNHOST_BASE: Base = Base {
         "curl",
         "iperf",
         "iproute2",
+        // getent, which Alpine's C library brings.
+        "libc-bin",
         "netcat-openbsd",
         "util-linux",
     ],
     users: &[("user-defined-in-image", 1000, "/home/user-defined-in-image")],
     groups: &[("group-defined-in-image", 50000, "user-defined-in-image")],
+    ..SMALL
 };
 
 const AGNHOST_TOP: Top = Top {
@@ -154,8 +161,7 @@ const KITTEN_TOP: Top = Top {
     ..NOTHING
 };
 
-const NGINX_BASE: Base =
-    Base { debian: &["nginx"], users: &[("nginx", 101, "/var/cache/nginx")], groups: &[] };
+const NGINX_BASE: Base = Base { debian: &["nginx"], users: &[("nginx", 101, "/var/cache/nginx")], ..SMALL };
 
 const NGINX_TOP: Top = Top {
     texts: &[
@@ -181,8 +187,7 @@ const NGINX_TOP: Top = Top {
 
 const DNS_BASE: Base = Base {
     debian: &["bash", "bind9-dnsutils", "bind9-host", "coreutils", "dash", "hostname", "libc-bin"],
-    users: &[],
-    groups: &[],
+    ..SMALL
 };
 
 /// The images that are made, by their repository.
@@ -190,7 +195,7 @@ pub const RECIPES: &[Recipe] = &[
     AGNHOST,
     Recipe {
         name: "e2e-test-images/apparmor-loader",
-        base: Some(&Base { debian: &["apparmor"], users: &[], groups: &[] }),
+        base: Some(&Base { debian: &["apparmor"], ..SMALL }),
         tops: &[&Top {
             programs: &[(
                 Program::Go("k8s.io/kubernetes/test/images/apparmor-loader"),
@@ -203,14 +208,10 @@ pub const RECIPES: &[Recipe] = &[
         cmd: &["/profiles"],
         ..PLAIN
     },
-    Recipe { name: "e2e-test-images/busybox", base: Some(&BUSYBOX_BASE), tops: &[&BUSYBOX_TOP], ..PLAIN },
+    Recipe { name: "e2e-test-images/busybox", base: Some(&BUSYBOX_BASE), ..PLAIN },
     Recipe {
         name: "build-image/distroless-iptables",
-        base: Some(&Base {
-            debian: &["bash", "conntrack", "ebtables", "iptables", "nftables"],
-            users: &[],
-            groups: &[],
-        }),
+        base: Some(&Base { debian: &["bash", "conntrack", "ebtables", "iptables", "nftables"], ..SMALL }),
         tops: &[&Top {
             links: &[
                 ("usr/sbin/ebtables", "ebtables-nft"),
@@ -228,7 +229,7 @@ pub const RECIPES: &[Recipe] = &[
     },
     Recipe {
         name: "etcd",
-        base: Some(&Base { debian: &["etcd-server", "etcd-client"], users: &[], groups: &[] }),
+        base: Some(&Base { debian: &["etcd-server", "etcd-client"], ..SMALL }),
         tops: &[&Top {
             links: &[
                 ("usr/local/bin/etcd", "/usr/bin/etcd"),
@@ -250,7 +251,7 @@ pub const RECIPES: &[Recipe] = &[
     },
     Recipe {
         name: "e2e-test-images/ipc-utils",
-        base: Some(&Base { debian: &["util-linux"], users: &[], groups: &[] }),
+        base: Some(&Base { debian: &["util-linux"], ..SMALL }),
         ..PLAIN
     },
     Recipe {
@@ -300,7 +301,7 @@ pub const RECIPES: &[Recipe] = &[
     },
     Recipe {
         name: "e2e-test-images/perl",
-        base: Some(&Base { debian: &["perl"], users: &[], groups: &[] }),
+        base: Some(&Base { debian: &["perl"], ..SMALL }),
         cmd: &["perl", "-de0"],
         ..PLAIN
     },
@@ -320,7 +321,7 @@ pub const RECIPES: &[Recipe] = &[
     },
     Recipe {
         name: "e2e-test-images/resource-consumer",
-        base: Some(&Base { debian: &["stress"], users: &[], groups: &[] }),
+        base: Some(&Base { debian: &["stress"], ..SMALL }),
         tops: &[&Top {
             programs: &[
                 (Program::Go("k8s.io/kubernetes/test/images/resource-consumer"), "consumer", 0o755),
