@@ -130,6 +130,7 @@ impl Config {
                 pin_dir: flags.bpf_dir,
                 node_name: name,
                 local: flags.cluster_dns.iter().filter_map(ipv4).collect(),
+                ranges: flags.service_cidr,
             },
             dns: keelson_dns::DnsConfig {
                 domain: flags.cluster_domain,

@@ -4,8 +4,8 @@
 
 mod common;
 
-use std::io::{Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::io::{ErrorKind, Read, Write};
+use std::net::{TcpListener, TcpStream, UdpSocket};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -87,7 +87,7 @@ fn services_are_open_to_clients_from_outside() {
             Ok(text)
         })
     };
-    let ensure = |forwards: Vec<Forward>| host.run(move || services::ensure(&forwards).unwrap());
+    let ensure = |forwards: Vec<Forward>| host.run(move || services::ensure(&forwards, &[]).unwrap());
     let forward = |address: Option<&str>, port: u16, pods: &[&str]| Forward {
         address: address.map(|address| address.parse().unwrap()),
         port,
@@ -123,10 +123,65 @@ fn services_are_open_to_clients_from_outside() {
     // Far more than fits one read or an ordinary send buffer.
     let pods: Vec<&str> = [a, b].into_iter().cycle().take(10).collect();
     ensure((0..300).map(|number| forward(None, 30100 + number, &pods)).collect());
-    assert_eq!(ask("192.0.2.1:30080").unwrap_err().kind(), std::io::ErrorKind::ConnectionRefused);
+    assert_eq!(ask("192.0.2.1:30080").unwrap_err().kind(), ErrorKind::ConnectionRefused);
     assert!(ask("192.0.2.1:30399").is_ok());
     ensure(Vec::new());
-    assert_eq!(ask("192.0.2.1:30399").unwrap_err().kind(), std::io::ErrorKind::ConnectionRefused);
+    assert_eq!(ask("192.0.2.1:30399").unwrap_err().kind(), ErrorKind::ConnectionRefused);
+}
+
+#[test]
+fn nothing_leaves_for_addresses_of_services() {
+    let (host, outside) = (Space::new(), Space::new());
+    host.connect("wan0", &outside, "wan1");
+    host.command("ip address add 192.0.2.1/24 dev wan0");
+    host.command("ip route add default via 192.0.2.2");
+    outside.command("ip address add 192.0.2.2/24 dev wan1");
+    outside.command("ip address add 10.96.0.1/32 dev wan1");
+    outside.command("ip route add default via 192.0.2.1");
+    host.block_on(|| async {
+        host::ensure_forwarding().unwrap();
+        host::add_local_address("10.96.0.10".parse().unwrap()).await.unwrap();
+    });
+    let pod = server(&host, "a", "pod0", "10.0.1");
+    let listener = outside.run(|| UdpSocket::bind("10.96.0.1:53").unwrap());
+    listener.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
+    // The socket's own address, and how it went to send.
+    let send = |space: &Space| {
+        space.run(|| {
+            let client = UdpSocket::bind("0.0.0.0:0").unwrap();
+            client.connect("10.96.0.1:53").unwrap();
+            client.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
+            let sent = client.send(b"x").and_then(|_| client.recv(&mut [0]));
+            (client.local_addr().unwrap().ip().to_string(), sent.unwrap_err().kind())
+        })
+    };
+    let mut buffer = [0; 1];
+    for space in [&pod, &host] {
+        // Without the rules it leaves.
+        assert_eq!(send(space).1, ErrorKind::WouldBlock);
+        listener.recv(&mut buffer).unwrap();
+    }
+    let ensure = || services::ensure(&[], &["10.96.0.0/16".parse().unwrap()]).unwrap();
+    host.run(ensure);
+    host.run(ensure);
+    listener.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
+    assert_eq!(send(&pod), ("10.0.1.2".to_owned(), ErrorKind::ConnectionRefused));
+    // The packet of a local socket does not even get on its way.
+    assert_eq!(send(&host), ("192.0.2.1".to_owned(), ErrorKind::PermissionDenied));
+    assert_eq!(listener.recv(&mut buffer).unwrap_err().kind(), ErrorKind::WouldBlock, "nothing left");
+    let connect = || {
+        let to = "10.96.0.1:80".parse().unwrap();
+        TcpStream::connect_timeout(&to, Duration::from_secs(2)).unwrap_err().kind()
+    };
+    assert_eq!(
+        (pod.run(connect), host.run(connect)),
+        (ErrorKind::ConnectionRefused, ErrorKind::ConnectionRefused)
+    );
+    // The host's own address of a Service is there as before.
+    assert!(pod.pings("10.96.0.10") && host.pings("10.96.0.10"));
+    host.run(|| services::ensure(&[], &[]).unwrap());
+    send(&pod);
+    listener.recv(&mut buffer).unwrap();
 }
 
 #[test]

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures::StreamExt;
+use ipnet::IpNet;
 use k8s_openapi::api::core::v1::{Node, NodeStatus, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use keelson_cni::services::{self, Forward};
@@ -37,6 +38,8 @@ pub struct ProxyConfig {
     pub node_name: String,
     /// Service addresses answered on the node itself (cluster DNS).
     pub local: Vec<Ipv4Addr>,
+    /// All addresses that Services may have.
+    pub ranges: Vec<IpNet>,
 }
 
 /// Attaches the programs and follows Services, EndpointSlices and Nodes until `shutdown`. The programs stay when it ends.
@@ -106,7 +109,7 @@ pub async fn run(client: Client, config: ProxyConfig, shutdown: CancellationToke
             if !ops.is_empty() {
                 tracing::debug!(operations = ops.len(), took = ?start.elapsed(), "Services applied");
             }
-            health.sync(&checks, forward(forwards).await).await;
+            health.sync(&checks, forward(forwards, config.ranges.clone()).await).await;
             // Either way it is time to look again.
             let _ = tokio::time::timeout(RESYNC, changed.notified()).await;
         }
@@ -120,9 +123,9 @@ pub async fn run(client: Client, config: ProxyConfig, shutdown: CancellationToke
     }
 }
 
-/// Sets the rules for clients from outside; whether they are in place.
-async fn forward(forwards: Vec<Forward>) -> bool {
-    match tokio::task::spawn_blocking(move || services::ensure(&forwards)).await {
+/// Sets the rules for clients from outside and for what no socket was translated for; whether they are in place.
+async fn forward(forwards: Vec<Forward>, ranges: Vec<IpNet>) -> bool {
+    match tokio::task::spawn_blocking(move || services::ensure(&forwards, &ranges)).await {
         Ok(Ok(())) => true,
         Ok(Err(error)) => {
             tracing::error!(

@@ -45,9 +45,7 @@ impl Place {
             );
             assert_eq!(libc::mount(c"bpf".as_ptr(), path.as_ptr(), c"bpf".as_ptr(), 0, std::ptr::null()), 0);
         }
-        assert!(
-            std::process::Command::new("ip").args(["link", "set", "lo", "up"]).status().unwrap().success()
-        );
+        ip("link set lo up");
         Self { cgroup, bpffs }
     }
 }
@@ -58,6 +56,10 @@ impl Drop for Place {
         let _ = std::fs::write(root.join("cgroup.procs"), "0");
         let _ = std::fs::remove_dir(&self.cgroup);
     }
+}
+
+fn ip(args: &str) {
+    assert!(std::process::Command::new("ip").args(args.split(' ')).status().unwrap().success(), "ip {args}");
 }
 
 fn image(ports: &[(u16, u8, &[SocketAddr])], affinity_seconds: u32) -> MapImage {
@@ -130,9 +132,7 @@ fn node_ports(kernel: &mut Kernel, endpoint: SocketAddr, listener: &TcpListener)
     let elsewhere = std::thread::spawn(|| {
         // SAFETY: a plain system call, which affects this thread alone.
         assert_eq!(unsafe { libc::unshare(libc::CLONE_NEWNET) }, 0);
-        assert!(
-            std::process::Command::new("ip").args(["link", "set", "lo", "up"]).status().unwrap().success()
-        );
+        ip("link set lo up");
         let own = TcpListener::bind(("127.0.0.1", PORT)).unwrap();
         TcpStream::connect(("127.0.0.1", PORT)).unwrap();
         own.accept().unwrap();
@@ -200,6 +200,27 @@ fn sockets_see_services() {
         let (_, from) = client.recv_from(&mut buffer).unwrap();
         assert_eq!(from, target);
     }
+
+    // A UDP socket may be connected to a port that the Service does not have, to learn its own address; sending there is
+    // refused when the address is given, and else netfilter's (the tests of keelson-cni). Nothing is there for TCP.
+    ip("route add 10.96.0.0/16 dev lo src 127.0.0.1");
+    for (local, target) in
+        [("0.0.0.0:0", format!("{SERVICE}:54")), ("[::]:0", format!("[::ffff:{SERVICE}]:54"))]
+    {
+        let client = UdpSocket::bind(local).unwrap();
+        let target: SocketAddr = target.parse().unwrap();
+        assert_eq!(client.send_to(b"ask", target).unwrap_err().kind(), ErrorKind::ConnectionRefused);
+        client.connect(target).unwrap();
+        assert_eq!(client.peer_addr().unwrap(), target);
+        assert!(!client.local_addr().unwrap().ip().is_unspecified());
+    }
+    assert!(refused(54));
+    ip("route del 10.96.0.0/16 dev lo");
+    // Without endpoints it is refused, or the socket would not find those that come.
+    apply(&mut kernel, &image(&[(53, 17, &[])], 0));
+    let client = UdpSocket::bind("0.0.0.0:0").unwrap();
+    let kind = client.connect((SERVICE, 53)).unwrap_err().kind();
+    assert_eq!(kind, ErrorKind::ConnectionRefused);
 
     // With affinity one client stays with one endpoint, until that is gone.
     apply(&mut kernel, &image(&[(80, 6, &[first, second])], 100));

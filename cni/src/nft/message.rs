@@ -256,6 +256,15 @@ impl Expressions {
         self.verdict(-3, Some(chain))
     }
 
+    /// `reject with icmpx port-unreachable`, which is ECONNREFUSED to the sender, TCP included.
+    pub fn reject(self) -> Expressions {
+        const NFT_REJECT_ICMPX_UNREACH: u32 = 2;
+        const NFT_REJECT_ICMPX_PORT_UNREACH: u8 = 1;
+        let data =
+            Attrs::default().be32(1, NFT_REJECT_ICMPX_UNREACH).bytes(2, &[NFT_REJECT_ICMPX_PORT_UNREACH]);
+        self.push("reject", data)
+    }
+
     /// `masquerade fully-random`: a random source port avoids the insertion races of conntrack that drop
     /// parallel DNS queries.
     pub fn masquerade(self) -> Expressions {

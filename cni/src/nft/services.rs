@@ -1,6 +1,10 @@
 //! Services for clients outside of the cluster: destination NAT from a port of the node, or from an address that the
 //! network brings to it, to an endpoint. (Clients on the node never come here: their sockets are translated before there is a
 //! packet.)
+//!
+//! So whatever is still sent to an address of Services has nowhere to go, and is rejected before it can leave by the
+//! default route: a UDP socket that was connected to a port that its Service does not have, or a process outside of the
+//! cgroup of the programs.
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, SocketAddrV4};
@@ -8,7 +12,10 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddrV4};
 use ipnet::{IpNet, Ipv4Net};
 
 use super::message::{Expressions, Message};
-use super::table::{self, Hook, NODE_PORTS, SERVICES, SERVICES_MASQUERADE, Table};
+use super::table::{
+    self, Hook, NODE_PORTS, SERVICE_RANGES_FORWARD, SERVICE_RANGES_OUTPUT, SERVICES, SERVICES_MASQUERADE,
+    Table,
+};
 use crate::error::Result;
 
 /// Just before host ports, as kube-proxy goes before the CNI's port mappings.
@@ -35,16 +42,17 @@ pub struct Forward {
     pub keep_source: bool,
 }
 
-/// Makes the rules be those of `forwards` and no others, in one transaction. It works in the calling thread's network
-/// namespace and blocks for as long as the kernel takes.
+/// Makes the rules be those of `forwards` and `ranges` (all addresses that Services may have) and no others, in one
+/// transaction. It works in the calling thread's network namespace and blocks for as long as the kernel takes.
 ///
 /// # Errors
 /// [`crate::Error::Netfilter`].
-pub fn ensure(forwards: &[Forward]) -> Result<()> {
-    let wanted = rules(forwards);
+pub fn ensure(forwards: &[Forward], ranges: &[IpNet]) -> Result<()> {
+    let mut wanted = rules(forwards);
+    wanted.extend(range_rules(ranges));
     let table = Table::open()?;
     let mut messages: Vec<Message> = Vec::new();
-    for chain in [NODE_PORTS, SERVICES, SERVICES_MASQUERADE] {
+    for chain in [NODE_PORTS, SERVICES, SERVICES_MASQUERADE, SERVICE_RANGES_FORWARD, SERVICE_RANGES_OUTPUT] {
         let listed = table.list(chain)?;
         let of_chain = || wanted.iter().filter(|rule| rule.chain == chain);
         if listed.iter().map(|rule| &rule.comment).eq(of_chain().map(|rule| &rule.comment)) {
@@ -62,6 +70,8 @@ pub fn ensure(forwards: &[Forward]) -> Result<()> {
         table::new_chain(NODE_PORTS),
         table::new_base_chain(SERVICES, Hook::Prerouting, BEFORE_DSTNAT),
         table::new_base_chain(SERVICES_MASQUERADE, Hook::Postrouting, BEFORE_SRCNAT),
+        table::new_filter_chain(SERVICE_RANGES_FORWARD, Hook::Forward),
+        table::new_filter_chain(SERVICE_RANGES_OUTPUT, Hook::Output),
     ];
     all.extend(messages);
     table.commit("set the rules of Services", all)
@@ -132,6 +142,27 @@ fn rules(forwards: &[Forward]) -> Vec<Rule> {
     rules
 }
 
+/// What is sent to these ranges is rejected, but for addresses that the host itself has (that of cluster DNS).
+fn range_rules(ranges: &[IpNet]) -> Vec<Rule> {
+    let mut rules = Vec::new();
+    for chain in [SERVICE_RANGES_FORWARD, SERVICE_RANGES_OUTPUT] {
+        // What is forwarded has left those behind.
+        if chain == SERVICE_RANGES_OUTPUT && !ranges.is_empty() {
+            rules.push(Rule {
+                chain,
+                comment: "keelson: own addresses".to_owned(),
+                expressions: Expressions::default().destined_locally().leave(),
+            });
+        }
+        rules.extend(ranges.iter().map(|range| Rule {
+            chain,
+            comment: format!("keelson: nothing is sent to Services of {range}"),
+            expressions: Expressions::default().destination(*range).reject(),
+        }));
+    }
+    rules
+}
+
 fn name(forward: &Forward) -> String {
     let address = forward.address.map_or_else(|| "node".to_owned(), |address| address.to_string());
     format!("{} {address}:{}", forward.protocol, forward.port)
@@ -174,5 +205,23 @@ mod tests {
         let mut some = forward(Some([192, 0, 2, 7]), &["10.0.0.1:8080"], false, true);
         some.sources = vec!["198.51.100.0/24".parse().unwrap()];
         check(some, &["services: 6 192.0.2.7:80 from 198.51.100.0/24 to 10.0.0.1:8080, 0 of 1 at random"]);
+    }
+
+    #[test]
+    fn ranges_are_rejected_on_both_ways() {
+        let ranges = ["10.96.0.0/16".parse().unwrap(), "fd00::/108".parse().unwrap()];
+        let lines: Vec<String> =
+            range_rules(&ranges).iter().map(|rule| format!("{}: {}", rule.chain, rule.comment)).collect();
+        assert_eq!(
+            lines,
+            [
+                "service_ranges_forward: keelson: nothing is sent to Services of 10.96.0.0/16",
+                "service_ranges_forward: keelson: nothing is sent to Services of fd00::/108",
+                "service_ranges_output: keelson: own addresses",
+                "service_ranges_output: keelson: nothing is sent to Services of 10.96.0.0/16",
+                "service_ranges_output: keelson: nothing is sent to Services of fd00::/108",
+            ]
+        );
+        assert!(range_rules(&[]).is_empty());
     }
 }

@@ -25,6 +25,10 @@ pub const SERVICES: &str = "services";
 pub const NODE_PORTS: &str = "node_ports";
 /// Masquerade of connections from outside that another node may answer (nat, postrouting).
 pub const SERVICES_MASQUERADE: &str = "services_masquerade";
+/// What is sent through this host to an address of Services (filter, forward).
+pub const SERVICE_RANGES_FORWARD: &str = "service_ranges_forward";
+/// What this host itself sends to one (filter, output).
+pub const SERVICE_RANGES_OUTPUT: &str = "service_ranges_output";
 
 const NLM_F_CREATE: u16 = 0x400;
 const NLM_F_APPEND: u16 = 0x800;
@@ -92,19 +96,30 @@ pub fn new_chain(name: &str) -> Message {
 #[derive(Debug, Clone, Copy)]
 pub enum Hook {
     Prerouting,
+    Forward,
     Output,
     Postrouting,
 }
 
 /// Creates a nat base chain if it is missing.
 pub fn new_base_chain(name: &str, hook: Hook, priority: i32) -> Message {
+    base_chain(name, "nat", hook, priority)
+}
+
+/// Creates a filter base chain, of that type's own priority, if it is missing.
+pub fn new_filter_chain(name: &str, hook: Hook) -> Message {
+    base_chain(name, "filter", hook, 0)
+}
+
+fn base_chain(name: &str, kind: &str, hook: Hook, priority: i32) -> Message {
     let number = match hook {
         Hook::Prerouting => 0,
+        Hook::Forward => 2,
         Hook::Output => 3,
         Hook::Postrouting => 4,
     };
     let hook = Attrs::default().be32(1, number).bytes(2, &priority.to_be_bytes());
-    let attrs = Attrs::default().text(1, TABLE).text(3, name).nested(4, hook).text(7, "nat");
+    let attrs = Attrs::default().text(1, TABLE).text(3, name).nested(4, hook).text(7, kind);
     Message::table(NEW_CHAIN, NLM_F_CREATE, attrs)
 }
 

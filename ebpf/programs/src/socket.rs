@@ -48,9 +48,18 @@ const IPPROTO_UDP: u32 = 17;
 /// `::ffff:0:0/96`, the third word of an IPv4-mapped address.
 const MAPPED: u32 = 0x0000_ffff_u32.to_be();
 
+/// What a program does with what was decided.
+#[derive(Clone, Copy, PartialEq)]
+enum Call {
+    /// connect(2): for UDP it only chooses addresses, which is how programs learn their own.
+    Connect,
+    /// sendto(2) or sendmsg(2) with an address.
+    Send,
+}
+
 /// What was decided about a destination.
 enum Verdict {
-    /// Not a Service: leave it.
+    /// Leave it: not a Service, or nothing that anybody could see fail yet.
     Pass,
     /// Go to this endpoint instead.
     To(Backend),
@@ -59,7 +68,7 @@ enum Verdict {
 }
 
 #[inline(always)]
-fn decide(ctx: &SockAddrContext, address: Be32, port: Be16, protocol: u32) -> Verdict {
+fn decide(ctx: &SockAddrContext, call: Call, address: Be32, port: Be16, protocol: u32) -> Verdict {
     if protocol != IPPROTO_TCP && protocol != IPPROTO_UDP {
         return Verdict::Pass;
     }
@@ -71,7 +80,10 @@ fn decide(ctx: &SockAddrContext, address: Be32, port: Be16, protocol: u32) -> Ve
     }
     // SAFETY: as above.
     if unsafe { FRONTENDS.get(FrontendKey::any_port(address)) }.is_some() {
-        return Verdict::Refuse;
+        // With kube-proxy a UDP socket can be connected to any port of a Service; what is sent is then rejected by
+        // netfilter, here as there.
+        let harmless = call == Call::Connect && u32::from(protocol) == IPPROTO_UDP;
+        return if harmless { Verdict::Pass } else { Verdict::Refuse };
     }
     let Some(place) = node_place(ctx, address) else { return Verdict::Pass };
     let key = FrontendKey::node_port(place, port, protocol);
@@ -169,13 +181,13 @@ fn refuse() -> i32 {
 }
 
 #[inline(always)]
-fn forward4(ctx: &SockAddrContext) -> i32 {
+fn forward4(ctx: &SockAddrContext, call: Call) -> i32 {
     let addr: *mut bpf_sock_addr = ctx.sock_addr;
     // SAFETY: addr is the program's context; the verifier allows these fields to be read and written here.
     unsafe {
         let address = Be32((*addr).user_ip4);
         let port = Be16((*addr).user_port as u16);
-        match decide(ctx, address, port, (*addr).protocol) {
+        match decide(ctx, call, address, port, (*addr).protocol) {
             Verdict::Pass => ALLOW,
             Verdict::Refuse => refuse(),
             Verdict::To(backend) => {
@@ -189,7 +201,7 @@ fn forward4(ctx: &SockAddrContext) -> i32 {
 }
 
 #[inline(always)]
-fn forward6(ctx: &SockAddrContext) -> i32 {
+fn forward6(ctx: &SockAddrContext, call: Call) -> i32 {
     let addr: *mut bpf_sock_addr = ctx.sock_addr;
     // SAFETY: as in forward4.
     unsafe {
@@ -198,7 +210,7 @@ fn forward6(ctx: &SockAddrContext) -> i32 {
         }
         let address = Be32((*addr).user_ip6[3]);
         let port = Be16((*addr).user_port as u16);
-        match decide(ctx, address, port, (*addr).protocol) {
+        match decide(ctx, call, address, port, (*addr).protocol) {
             Verdict::Pass => ALLOW,
             Verdict::Refuse => refuse(),
             Verdict::To(backend) => {
@@ -249,23 +261,23 @@ fn back6(ctx: &SockAddrContext) -> i32 {
 }
 
 macro_rules! program {
-    ($(#[$doc:meta])* $name:ident, $work:ident) => {
+    ($(#[$doc:meta])* $name:ident, $work:ident $(, $call:expr)?) => {
         $(#[$doc])*
         #[cgroup_sock_addr($name)]
         pub fn $name(ctx: SockAddrContext) -> i32 {
-            $work(&ctx)
+            $work(&ctx $(, $call)?)
         }
     };
 }
 
 program!(/// connect(2) on AF_INET.
-    connect4, forward4);
+    connect4, forward4, Call::Connect);
 program!(/// connect(2) on AF_INET6.
-    connect6, forward6);
+    connect6, forward6, Call::Connect);
 program!(/// sendto(2) and sendmsg(2) with an address, UDP on AF_INET.
-    sendmsg4, forward4);
+    sendmsg4, forward4, Call::Send);
 program!(/// sendto(2) and sendmsg(2) with an address, UDP on AF_INET6.
-    sendmsg6, forward6);
+    sendmsg6, forward6, Call::Send);
 program!(/// recvfrom(2) and recvmsg(2), UDP on AF_INET.
     recvmsg4, back4);
 program!(/// recvfrom(2) and recvmsg(2), UDP on AF_INET6.
