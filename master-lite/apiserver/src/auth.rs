@@ -6,7 +6,7 @@ use std::sync::Arc;
 use crate::admission;
 use crate::admission::dynamic::Dynamic;
 use crate::admission::node_restriction::NodeRestriction;
-use crate::admission::policy::ValidatingPolicies;
+use crate::admission::policy::{MutatingPolicies, ValidatingPolicies};
 use crate::admission::webhook::Webhooks;
 use crate::authn::jwt::{JwtError, TokenKey};
 use crate::authn::openid::{JWKS_PATH, OpenIdDocuments};
@@ -117,6 +117,7 @@ pub fn build(config: &AuthConfig, handles: &ServerHandles) -> Result<AuthStack, 
     let connectors = kubelet_proxy::connectors(dialer.clone(), reader.clone(), authorizer.clone());
     let dynamic = Arc::new(Dynamic {
         webhooks: Arc::new(Webhooks::new(reader.clone(), handles.core.clone(), dialer.clone())),
+        mutating: Arc::new(MutatingPolicies::new(reader.clone(), handles.core.clone())),
         validating: Arc::new(ValidatingPolicies::new(reader.clone(), handles.core.clone())),
     });
     Ok(AuthStack {

@@ -457,7 +457,7 @@ impl Write<'_> {
         attributes.old_object = Some(Arc::new(old.clone()));
         let mut new = self.mutate(&mut attributes, new).await?;
         if attributes.hooks.is_changed() {
-            // Webhooks may write no more than the request may.
+            // Webhooks and policies may write no more than the request may.
             carry_over(&mut new, &old, self.row, self.subresource);
         }
 

@@ -1,5 +1,7 @@
 //! Admission policies: a server with all of its admission.
 
+#![expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+
 #[path = "common/whole.rs"]
 mod whole;
 
@@ -9,6 +11,7 @@ use whole::Whole;
 const GROUP: &str = "/apis/admissionregistration.k8s.io/v1";
 const CONFIG_MAPS: &str = "/api/v1/namespaces/default/configmaps";
 const DEPLOYMENTS: &str = "/apis/apps/v1/namespaces/default/deployments";
+const LIMITS: &str = "/apis/example.com/v1/limits";
 const DEFINITIONS: &str = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions";
 
 fn rule(group: &str, resource: &str) -> Value {
@@ -18,6 +21,10 @@ fn rule(group: &str, resource: &str) -> Value {
 fn deployment(name: &str, replicas: i64) -> Value {
     json!({"metadata": {"name": name}, "spec": {"replicas": replicas, "selector": {"matchLabels": {"app": "a"}},
         "template": {"metadata": {"labels": {"app": "a"}}, "spec": {"containers": [{"name": "c", "image": "i"}]}}}})
+}
+
+fn limit(name: &str, max: i64) -> Value {
+    json!({"apiVersion": "example.com/v1", "kind": "Limit", "metadata": {"name": name}, "max": max})
 }
 
 fn config_map(name: &str, data: Value) -> Value {
@@ -51,6 +58,21 @@ async fn refused(server: &Whole, path: &str, object: Value, code: u16, why: &str
     let (got, _, status) = server.send("POST", path, object).await;
     assert_eq!((got, status["message"].as_str().unwrap_or_default()), (code, why), "{status}");
     status
+}
+
+/// Defines a custom resource of the cluster, `limits.example.com`.
+async fn define_limits(server: &Whole) {
+    let schema = json!({"type": "object", "properties": {"max": {"type": "integer"}}});
+    let definition = json!({"metadata": {"name": "limits.example.com"}, "spec": {"group": "example.com",
+        "names": {"kind": "Limit", "plural": "limits"}, "scope": "Cluster",
+        "versions": [{"name": "v1", "served": true, "storage": true, "schema": {"openAPIV3Schema": schema}}]}});
+    server.create(DEFINITIONS, definition).await;
+    let served = async {
+        while server.send("GET", LIMITS, Value::Null).await.0 != 200 {
+            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(std::time::Duration::from_secs(10), served).await.unwrap();
 }
 
 #[tokio::test]
@@ -137,18 +159,7 @@ async fn bindings_choose_requests_and_actions() {
 #[tokio::test]
 async fn parameters_are_objects_of_any_kind() {
     let server = Whole::new().await;
-    let schema = json!({"type": "object", "properties": {"max": {"type": "integer"}}});
-    let definition = json!({"metadata": {"name": "limits.example.com"}, "spec": {"group": "example.com",
-        "names": {"kind": "Limit", "plural": "limits"}, "scope": "Cluster",
-        "versions": [{"name": "v1", "served": true, "storage": true, "schema": {"openAPIV3Schema": schema}}]}});
-    server.create(DEFINITIONS, definition).await;
-    let limits = "/apis/example.com/v1/limits";
-    let served = async {
-        while server.send("GET", limits, Value::Null).await.0 != 200 {
-            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
-        }
-    };
-    tokio::time::timeout(std::time::Duration::from_secs(10), served).await.unwrap();
+    define_limits(&server).await;
     let policy = |kind: Value, expression: &str| {
         json!({"matchConstraints": constraints("apps", "deployments"), "paramKind": kind,
             "validations": [{"expression": expression, "messageExpression": "'bound by ' + params.metadata.name"}]})
@@ -171,10 +182,9 @@ async fn parameters_are_objects_of_any_kind() {
     let none =
         "failed to configure binding: no params found for policy binding with `Deny` parameterNotFoundAction";
     refused(&server, DEPLOYMENTS, deployment("d", 1), 422, &refusal("custom", none)).await;
-    let limit = |name: &str, max: i64| json!({"apiVersion": "example.com/v1", "kind": "Limit", "metadata": {"name": name}, "max": max});
-    server.create(limits, limit("high", 10)).await;
-    server.create(limits, limit("low", 3)).await;
-    assert_eq!(server.send("GET", limits, Value::Null).await.2["items"].as_array().unwrap().len(), 2);
+    server.create(LIMITS, limit("high", 10)).await;
+    server.create(LIMITS, limit("low", 3)).await;
+    assert_eq!(server.send("GET", LIMITS, Value::Null).await.2["items"].as_array().unwrap().len(), 2);
     refused(&server, DEPLOYMENTS, deployment("d", 5), 422, &refusal("custom", "bound by low")).await;
     server.create(DEPLOYMENTS, deployment("c", 3)).await;
     // A parameter in the object's own namespace, which may be missing.
@@ -262,4 +272,107 @@ async fn failures_count_as_the_policy_says() {
     let (code, _, status) = server.send("POST", path, token(3600)).await;
     assert!(status["message"].as_str().unwrap().ends_with("denied request: too long"), "{status}");
     assert_eq!(code, 422);
+}
+
+async fn mutate(server: &Whole, name: &str, mut policy: Value, mut binding: Value) {
+    if policy["reinvocationPolicy"].is_null() {
+        policy["reinvocationPolicy"] = "Never".into();
+    }
+    make(server, "mutatingadmissionpolicies", name, policy).await;
+    binding["policyName"] = name.into();
+    make(server, "mutatingadmissionpolicybindings", &format!("{name}-binding"), binding).await;
+}
+
+fn configuration(expression: &str) -> Value {
+    json!({"patchType": "ApplyConfiguration", "applyConfiguration": {"expression": expression}})
+}
+
+fn patch(expression: &str) -> Value {
+    json!({"patchType": "JSONPatch", "jsonPatch": {"expression": expression}})
+}
+
+#[tokio::test]
+async fn deployments_are_changed() {
+    let server = Whole::new().await;
+    let policy = json!({
+        "matchConstraints": constraints("apps", "deployments"),
+        "matchConditions": [{"name": "few", "expression": "object.spec.replicas < 3"}],
+        "variables": [{"name": "wanted", "expression": "object.spec.replicas + 2"}],
+        "mutations": [
+            configuration("Object{metadata: Object.metadata{annotations: {\"mutated-by\": \"admission-policy\"}}}"),
+            configuration("Object{spec: Object.spec{replicas: variables.wanted, template: Object.spec.template{spec: \
+                Object.spec.template.spec{containers: [Object.spec.template.spec.containers{name: 'side', image: 's'}]}}}}"),
+            patch("[JSONPatch{op: 'add', path: '/metadata/annotations/' + jsonpatch.escapeKey('a/b'), value: namespaceObject.metadata.name}]"),
+            patch("[JSONPatch{op: 'test', path: '/spec/replicas', value: 99}, JSONPatch{op: 'remove', path: '/metadata/annotations'}]"),
+        ],
+    });
+    mutate(&server, "m", policy, json!({})).await;
+    let made = server.create(DEPLOYMENTS, deployment("d", 1)).await;
+    assert_eq!(
+        made["metadata"]["annotations"],
+        json!({"mutated-by": "admission-policy", "a/b": "default"}),
+        "{made}"
+    );
+    assert_eq!(made["spec"]["replicas"], 3);
+    let containers = made["spec"]["template"]["spec"]["containers"].as_array().unwrap();
+    let mut names: Vec<&str> = containers.iter().map(|c| c["name"].as_str().unwrap()).collect();
+    names.sort_unstable();
+    assert_eq!(names, ["c", "side"]);
+    // What a policy adds gets its defaults, but no owner.
+    assert!(containers.iter().all(|c| c["imagePullPolicy"].is_string()), "{containers:?}");
+    assert!(!made["metadata"]["managedFields"].to_string().contains("side"), "{made}");
+    let kept = server.create(DEPLOYMENTS, deployment("e", 4)).await;
+    assert_eq!((&kept["metadata"]["annotations"], &kept["spec"]["replicas"]), (&Value::Null, &json!(4)));
+}
+
+#[tokio::test]
+async fn policies_run_again_after_a_change() {
+    let server = Whole::new().await;
+    let policy = |mutation: Value, again: &str| json!({"matchConstraints": constraints("", "configmaps"), "mutations": [mutation], "reinvocationPolicy": again});
+    let count = "Object{data: {'seen': string(size(object.data))}}";
+    mutate(&server, "a", policy(configuration(count), "IfNeeded"), json!({})).await;
+    let once = "Object{data: {'once': string(size(object.data))}}";
+    mutate(&server, "b", policy(configuration(once), "Never"), json!({})).await;
+    let made = server.create(CONFIG_MAPS, config_map("x", json!({"k": "v"}))).await;
+    assert_eq!(made["data"], json!({"k": "v", "seen": "3", "once": "2"}));
+}
+
+#[tokio::test]
+async fn custom_resources_are_changed() {
+    let server = Whole::new().await;
+    define_limits(&server).await;
+    let policy = json!({"matchConstraints": constraints("example.com", "limits"),
+        "mutations": [configuration("object.max > 5 ? Object{max: 5} : Object{}")]});
+    mutate(&server, "m", policy, json!({})).await;
+    assert_eq!(server.create(LIMITS, limit("high", 10)).await["max"], 5);
+    assert_eq!(server.create(LIMITS, limit("low", 3)).await["max"], 3);
+    let path = format!("{LIMITS}/low");
+    assert_eq!(server.send("PATCH", &path, json!({"max": 7})).await.2["max"], 5);
+}
+
+#[tokio::test]
+async fn changes_that_fail_refuse() {
+    let server = Whole::new().await;
+    let policy = |policy: &str, expression: &str| {
+        json!({"matchConstraints": constraints("apps", "deployments"), "failurePolicy": policy,
+            "mutations": [configuration(expression)]})
+    };
+    mutate(&server, "open", policy("Ignore", "Object{spec: object.none}"), json!({})).await;
+    server.create(DEPLOYMENTS, deployment("a", 1)).await;
+    let atomic = "Object{spec: Object.spec{selector: Object.spec.selector{matchLabels: {'a': 'b'}}}}";
+    mutate(&server, "closed", policy("Fail", atomic), json!({})).await;
+    let why = "policy 'closed' with binding 'closed-binding' denied request: error applying patch: invalid ApplyConfiguration: may not mutate atomic arrays, maps or structs: .spec.selector";
+    refused(&server, DEPLOYMENTS, deployment("b", 1), 403, why).await;
+    let path = format!("{GROUP}/mutatingadmissionpolicies");
+    for (mutation, field) in [
+        (configuration("{'a': 'b'}"), "applyConfiguration"),
+        (configuration("Other{}"), "applyConfiguration"),
+        (patch("Object{}"), "jsonPatch"),
+    ] {
+        let spec = json!({"matchConstraints": constraints("", "pods"), "reinvocationPolicy": "Never", "mutations": [mutation]});
+        let (code, _, status) =
+            server.send("POST", &path, json!({"metadata": {"name": "p"}, "spec": spec})).await;
+        let cause = &status["details"]["causes"][0]["field"];
+        assert_eq!((code, cause), (422, &json!(format!("spec.mutations[0].{field}.expression"))), "{status}");
+    }
 }

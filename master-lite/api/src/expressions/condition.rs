@@ -85,8 +85,7 @@ pub fn evaluate(conditions: &[Condition], variables: Variables<'_>) -> Outcome {
     })
 }
 
-/// Evaluates all conditions where their variables are known.
-pub(crate) fn evaluate_in(conditions: &[Condition], scope: &Context<'_>) -> Outcome {
+fn evaluate_in(conditions: &[Condition], scope: &Context<'_>) -> Outcome {
     let mut failures = Vec::new();
     let unmet = conditions.iter().any(|condition| {
         let outcome = match &condition.program {

@@ -13,7 +13,7 @@ mod uses;
 use kube_cel::cel::parser::Parser;
 use kube_cel::cel::{Context, ExecutionError, IdedExpr, Value as Cel};
 
-pub(crate) use functions::FUNCTIONS;
+pub(crate) use functions::{FUNCTIONS, Made};
 use functions::{KNOWN, NAMESPACES, TYPES};
 use uses::Uses;
 pub(crate) use uses::result_type;

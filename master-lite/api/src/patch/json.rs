@@ -36,7 +36,11 @@ pub fn json_patch(current: &Value, patch: &Value) -> Result<Value, PatchError> {
             }
         }
         if patch_unsafe(&mut result, std::slice::from_ref(&parsed)).is_err() {
-            return Err(PatchError::DoesNotApply(complaint(&parsed)));
+            let why = complaint(&parsed);
+            return Err(match parsed {
+                PatchOperation::Test(_) => PatchError::TestFailed(why),
+                _ => PatchError::DoesNotApply(why),
+            });
         }
     }
     Ok(result)

@@ -17,6 +17,9 @@ pub enum PatchError {
     /// The patch is well-formed but does not fit the object.
     #[error("{0}")]
     DoesNotApply(String),
+    /// One of its tests says that it is not to be applied.
+    #[error("{0}")]
+    TestFailed(String),
     /// The patch has more operations than allowed.
     #[error("The allowed maximum operations in a JSON patch is {MAX_OPERATIONS}, got {0}")]
     TooManyOperations(usize),
@@ -34,7 +37,7 @@ impl PatchError {
         match self {
             Self::Malformed(_) => 400,
             Self::TooManyOperations(_) => 413,
-            Self::DoesNotApply(_) => 422,
+            Self::DoesNotApply(_) | Self::TestFailed(_) => 422,
             Self::Unclassified(_) => 500,
         }
     }

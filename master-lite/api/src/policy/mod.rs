@@ -1,12 +1,16 @@
 //! Admission policies: what they say of a request (`k8s.io/apiserver/pkg/admission/plugin/policy`). Pure; which requests
 //! they are asked about, and what comes of it, is the API server's business.
 
+mod apply;
 mod environment;
+mod mutating;
+mod object;
 mod validating;
 
-use kube_cel::cel::Context;
 use serde_json::Value;
 
+pub use apply::apply;
+pub use mutating::{Change, Mutating, Mutation};
 pub use validating::{Denial, Validating, Verdict};
 
 use crate::custom::convert;
@@ -42,27 +46,26 @@ impl Common {
         }
     }
 
-    /// Runs something where the policy's variables are known, if its conditions are met; `failed` is given why they
-    /// could not be evaluated, unless such failures are ignored.
-    fn evaluate<T>(
-        &self,
-        input: &Input<'_>,
-        unmet: T,
-        failed: impl FnOnce(String) -> T,
-        met: impl FnOnce(&mut Environment<'_>) -> T,
-    ) -> T {
+    /// Whether the match conditions are met. What can't be evaluated is not, where failures are ignored.
+    ///
+    /// # Errors
+    /// When a condition can't be evaluated.
+    pub fn is_met(&self, input: &Input<'_>) -> Result<bool, String> {
+        match condition::evaluate(&self.conditions, input.variables) {
+            Outcome::Met => Ok(true),
+            Outcome::Unmet => Ok(false),
+            Outcome::Failed(_) if self.ignores_failure => Ok(false),
+            Outcome::Failed(errors) => Err(condition::aggregate(&errors)),
+        }
+    }
+
+    /// Runs something where the policy's variables are known.
+    fn run<T>(&self, input: &Input<'_>, run: impl FnOnce(&mut Environment<'_>) -> T) -> T {
         FUNCTIONS.with(|functions| {
-            let mut scope: Context<'_> = functions.new_inner_scope();
+            let mut scope = functions.new_inner_scope();
             input.variables.bind(&mut scope);
-            match condition::evaluate_in(&self.conditions, &scope) {
-                Outcome::Unmet => unmet,
-                Outcome::Failed(_) if self.ignores_failure => unmet,
-                Outcome::Failed(errors) => failed(condition::aggregate(&errors)),
-                Outcome::Met => {
-                    scope.add_variable_from_value("namespaceObject", convert(input.namespace, None));
-                    met(&mut Environment::new(scope, &self.variables))
-                }
-            }
+            scope.add_variable_from_value("namespaceObject", convert(input.namespace, None));
+            run(&mut Environment::new(scope, &self.variables))
         })
     }
 }

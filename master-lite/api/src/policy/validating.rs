@@ -65,13 +65,18 @@ impl Validating {
 
     /// Holds the policy against a request.
     pub fn validate(&self, input: &Input<'_>) -> Verdict {
-        let failed = |why| Verdict { denials: vec![Denial::failure(why)], ..Verdict::default() };
-        self.common.evaluate(input, Verdict::default(), failed, |environment| {
-            let ignores = self.common.ignores_failure;
-            let denials = self.validations.iter().filter_map(|v| v.check(environment, ignores)).collect();
-            let failed = |program: &Program| annotation(environment, program, ignores);
-            Verdict { denials, failed_annotations: self.annotations.iter().filter_map(failed).collect() }
-        })
+        match self.common.is_met(input) {
+            Ok(true) => self.common.run(input, |environment| self.verdict(environment)),
+            Ok(false) => Verdict::default(),
+            Err(why) => Verdict { denials: vec![Denial::failure(why)], ..Verdict::default() },
+        }
+    }
+
+    fn verdict(&self, environment: &mut Environment<'_>) -> Verdict {
+        let ignores = self.common.ignores_failure;
+        let denials = self.validations.iter().filter_map(|v| v.check(environment, ignores)).collect();
+        let failed = |program: &Program| annotation(environment, program, ignores);
+        Verdict { denials, failed_annotations: self.annotations.iter().filter_map(failed).collect() }
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::policy::ValidatingPolicies;
+use super::policy::{MutatingPolicies, ValidatingPolicies};
 use super::webhook::Webhooks;
 use crate::extension::{Attributes, MutatingAdmission as _, Result, ValidatingAdmission as _};
 
@@ -10,6 +10,8 @@ use crate::extension::{Attributes, MutatingAdmission as _, Result, ValidatingAdm
 pub struct Dynamic {
     /// Webhooks of both kinds.
     pub webhooks: Arc<Webhooks>,
+    /// MutatingAdmissionPolicies.
+    pub mutating: Arc<MutatingPolicies>,
     /// ValidatingAdmissionPolicies.
     pub validating: Arc<ValidatingPolicies>,
 }
@@ -21,11 +23,16 @@ impl Dynamic {
     /// # Errors
     /// When one refuses, or can't be asked and must be.
     pub async fn admit_all(&self, attributes: &mut Attributes) -> Result<()> {
-        self.webhooks.admit(attributes).await?;
+        self.change(attributes).await?;
         if attributes.hooks.begin_again() {
-            self.webhooks.admit(attributes).await?;
+            self.change(attributes).await?;
         }
         self.validating.validate(attributes).await?;
         self.webhooks.validate(attributes).await
+    }
+
+    async fn change(&self, attributes: &mut Attributes) -> Result<()> {
+        self.mutating.admit(attributes).await?;
+        self.webhooks.admit(attributes).await
     }
 }

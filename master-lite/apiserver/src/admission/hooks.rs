@@ -1,4 +1,5 @@
-//! What webhooks and the rest of a write tell each other: how they see it, who has been called, what they warn of.
+//! What webhooks and policies and the rest of a write tell each other: how they see it, who has been called, what they
+//! warn of. Policies that change objects are called, and called again, as webhooks are.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;

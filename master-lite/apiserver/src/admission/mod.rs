@@ -54,6 +54,7 @@ pub fn mutating(
         Arc::new(classes::DefaultClasses::new(reader.clone())),
         Arc::new(runtime_class::RuntimeClass::new(reader.clone())),
         Arc::new(certificates::RequestorOfSigningRequest),
+        dynamic.mutating.clone(),
         dynamic.webhooks.clone(),
     ]
 }
@@ -81,7 +82,7 @@ pub fn validating(
     ]
 }
 
-/// Runs the plug-ins that may change an object; all of them once more if a webhook has changed it.
+/// Runs the plug-ins that may change an object; all of them once more if a webhook or policy has changed it.
 pub(crate) async fn mutate(
     plugins: &[Arc<dyn MutatingAdmission>],
     attributes: &mut Attributes,

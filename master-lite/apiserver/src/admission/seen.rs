@@ -2,8 +2,10 @@
 
 use std::sync::Arc;
 
+use keelson_api::custom::VersionSchema;
 use keelson_api::meta::GroupVersionKind;
 use keelson_api::resources::{Resource, ResourceTable};
+use keelson_api::smd::{TypeId, Types};
 use serde_json::{Value, json};
 
 use super::matching::{Place, namespace};
@@ -50,6 +52,22 @@ impl Seen {
         };
         let request = request(attributes, namespace(attributes), place, &kind);
         Ok(Self { version: version.clone(), kind, request, object, old, row })
+    }
+
+    /// Kind of what is seen.
+    pub(super) fn kind(&self) -> &GroupVersionKind {
+        &self.kind
+    }
+
+    /// The type of what is seen, as merging sees it.
+    pub(super) fn types(&self) -> Option<(&Types, TypeId)> {
+        match &self.row.custom {
+            // A scale is no custom resource.
+            Some(custom) if self.kind.group == self.row.group && self.kind.kind == self.row.kind => {
+                custom.schemas.get(&self.version).map(VersionSchema::types)
+            }
+            _ => Some((Types::builtin(), Types::builtin_kind(&self.kind)?)),
+        }
     }
 
     /// Whether there is an object that may be changed.

@@ -1,5 +1,4 @@
-//! Webhook configurations, and admission policies: the mutating ones are kept, but nothing acts on them yet, and who
-//! makes one is told so.
+//! Webhook configurations and admission policies.
 
 use serde_json::{Value, json};
 
@@ -23,24 +22,16 @@ pub const VALIDATING_POLICY: Ruled = Ruled::new(v::validating_policy, |new, _| v
     .conditional();
 
 /// MutatingAdmissionPolicies.
-pub const MUTATING_POLICY: Ruled = Ruled::new(v::mutating_policy, |new, _| v::mutating_policy(new))
-    .defaults(policy)
-    .warnings(not_enforced)
-    .conditional();
+pub const MUTATING_POLICY: Ruled =
+    Ruled::new(v::mutating_policy, |new, _| v::mutating_policy(new)).defaults(policy).conditional();
 
 /// ValidatingAdmissionPolicyBindings.
 pub const VALIDATING_BINDING: Ruled =
     Ruled::new(v::validating_binding, |new, _| v::validating_binding(new)).defaults(binding).conditional();
 
 /// MutatingAdmissionPolicyBindings.
-pub const MUTATING_BINDING: Ruled = Ruled::new(v::mutating_binding, |new, _| v::mutating_binding(new))
-    .defaults(binding)
-    .warnings(not_enforced)
-    .conditional();
-
-fn not_enforced(_: &Value) -> Vec<String> {
-    vec!["mutating admission policies are kept but not enforced by this server".to_owned()]
-}
+pub const MUTATING_BINDING: Ruled =
+    Ruled::new(v::mutating_binding, |new, _| v::mutating_binding(new)).defaults(binding).conditional();
 
 fn webhooks(object: &mut Value, mutating: bool) {
     for hook in items(object, "webhooks") {

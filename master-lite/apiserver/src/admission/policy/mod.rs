@@ -1,9 +1,11 @@
-//! ValidatingAdmissionPolicy: expressions that refuse writes (`k8s.io/apiserver/pkg/admission/plugin/policy`).
+//! MutatingAdmissionPolicy and ValidatingAdmissionPolicy: expressions that change or refuse writes
+//! (`k8s.io/apiserver/pkg/admission/plugin/policy`).
 //!
 //! Policies and bindings are read out of the watch cache. A policy is compiled when it is first seen, and kept until its
 //! spec changes; a write costs a look at two numbers where there are none. There is no audit log: what the action `Audit`
 //! and audit annotations are to put into it goes into the server's own log, and nowhere, respectively.
 
+mod mutating;
 mod params;
 mod source;
 mod validating;
@@ -16,6 +18,7 @@ use keelson_api::policy::Input;
 use keelson_api::resources::ResourceTable;
 use serde_json::{Value, json};
 
+pub use mutating::MutatingPolicies;
 pub use validating::ValidatingPolicies;
 
 use super::matching::{Place, namespace};
