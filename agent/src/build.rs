@@ -94,8 +94,7 @@ pub async fn build(mut config: Config, shutdown: CancellationToken) -> anyhow::R
     let (proxy, token) = (config.proxy.clone(), shutdown.clone());
     let proxy = keelson_proxy::run(client.clone(), proxy, token);
     tasks.spawn("proxy", async move { Ok(proxy.await?) });
-    // A token of its own: the server cancels it when it can't go on.
-    tasks.spawn("dns", dns_server(client, config.dns.clone(), shutdown.child_token()));
+    tasks.spawn("dns", dns(client, config.dns.clone(), config.dns_worker.clone(), shutdown.clone()));
 
     tasks.spawn_endless("client certificate", identity.rotate());
     Ok(Agent { tasks })
@@ -211,9 +210,10 @@ fn read_certificates(path: &Path) -> anyhow::Result<Vec<CertificateDer<'static>>
 }
 
 /// Cluster DNS on its Service addresses, which are put on this host's loopback.
-async fn dns_server(
+async fn dns(
     client: kube::Client,
     config: keelson_dns::DnsConfig,
+    worker: keelson_dns::worker::Place,
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
     for address in &config.listen {
@@ -221,5 +221,6 @@ async fn dns_server(
             .await
             .with_context(|| format!("take {}", address.ip()))?;
     }
-    Ok(keelson_dns::run(client, config, shutdown).await?)
+    let changes = || keelson_dns::watch::changes(client.clone());
+    Ok(keelson_dns::worker::keep(changes, config, worker, shutdown).await?)
 }

@@ -41,6 +41,8 @@ pub struct Config {
     pub proxy: keelson_proxy::ProxyConfig,
     /// Cluster DNS.
     pub dns: keelson_dns::DnsConfig,
+    /// The process that answers it.
+    pub dns_worker: keelson_dns::worker::Place,
 }
 
 /// The kubelet's listeners and certificates.
@@ -110,6 +112,12 @@ impl Config {
                     ..RegistryConfig::default()
                 },
                 limits: Limits::default(),
+            },
+            dns_worker: keelson_dns::worker::Place {
+                dir: flags.run_dir.join("dns"),
+                // This very program, even when another is at its path by now.
+                program: "/proc/self/exe".into(),
+                env: vec![(crate::flags::LOG.to_owned(), flags.log)],
             },
             runtime: keelson_runtime::Config {
                 root: flags.state_dir.clone(),

@@ -8,6 +8,9 @@ use clap::Parser;
 use ipnet::IpNet;
 use keelson_kubelet::node::KUBELET_VERSION;
 
+/// Environment variable that stands for `--log`.
+pub const LOG: &str = "KEELSON_LOG";
+
 /// Makes this machine a Kubernetes node.
 #[derive(Debug, Parser)]
 #[command(name = "keelson-agent", version = KUBELET_VERSION)]
@@ -117,7 +120,7 @@ pub struct Flags {
     #[arg(long, default_value = "/sys/fs/bpf/keelson")]
     pub bpf_dir: PathBuf,
     /// What to log, in the syntax of tracing's EnvFilter
-    #[arg(long, env = "KEELSON_LOG", default_value = "info")]
+    #[arg(long, env = LOG, default_value = "info")]
     pub log: String,
 }
 

@@ -1,8 +1,8 @@
-//! keelson-agent: kubelet, container runtime, CNI driver, service proxy and node DNS in one process.
+//! keelson-agent: kubelet, container runtime, CNI driver, service proxy and node DNS in one program.
 //!
 //! Flags ([`flags`]) become a [`config::Config`], [`build::build`] makes the subsystems out of it in the order in which
-//! they stand on each other, and [`build::Agent::run`] keeps them until a signal comes. Pods are left as they are then:
-//! the next agent adopts them.
+//! they stand on each other, and [`build::Agent::run`] keeps them until a signal comes. Pods are left as they are then,
+//! and so is the process that answers DNS: the next agent adopts them.
 
 mod build;
 mod config;
@@ -22,8 +22,8 @@ use tracing_subscriber::EnvFilter;
 fn main() -> ExitCode {
     // Before anything else, and before there is a second thread.
     keelson_runtime::spawner_main_if_requested();
-    let flags = flags::Flags::parse();
-    match start(flags) {
+    let done = if keelson_dns::worker::requested() { dns_worker() } else { start(flags::Flags::parse()) };
+    match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("keelson-agent: {error:#}");
@@ -32,13 +32,26 @@ fn main() -> ExitCode {
     }
 }
 
-fn start(flags: flags::Flags) -> anyhow::Result<()> {
-    let filter = EnvFilter::try_new(&flags.log).context("--log")?;
+/// What this process is when the agent has started it as its DNS worker.
+fn dns_worker() -> anyhow::Result<()> {
+    log(&std::env::var(flags::LOG).unwrap_or_default())?;
+    abort_on_panic();
+    Ok(keelson_dns::worker::run()?)
+}
+
+fn log(filter: &str) -> anyhow::Result<()> {
     tracing_subscriber::fmt()
-        .with_env_filter(filter)
+        .with_env_filter(EnvFilter::try_new(filter).context("--log")?)
         .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal())
+        // It would be said on standard error, where nobody may read any more: that panics.
+        .log_internal_errors(false)
         .init();
+    Ok(())
+}
+
+fn start(flags: flags::Flags) -> anyhow::Result<()> {
+    log(&flags.log)?;
     abort_on_panic();
     // Fails only when there is a provider already, and then that one is as good.
     let _ = rustls::crypto::ring::default_provider().install_default();

@@ -6,9 +6,10 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
 
 /// Where names outside the cluster are asked for.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Upstreams {
     /// These servers.
     Servers(Vec<SocketAddr>),
@@ -17,7 +18,7 @@ pub enum Upstreams {
 }
 
 /// Settings of the node's DNS.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DnsConfig {
     /// Addresses to listen on, UDP and TCP alike. They should be specific ones: an answer from a socket
     /// bound to the unspecified address may leave with another source than it was asked at.

@@ -1,92 +1,57 @@
-//! Changes of Services and EndpointSlices into the zone.
+//! Changes of Services and EndpointSlices, as the zone takes them.
 
-use futures::{Stream, StreamExt, pin_mut};
+use futures::{Stream, StreamExt};
 use k8s_openapi::api::core::v1::Service;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::runtime::WatchStreamExt;
 use kube::runtime::watcher::{self, Event, watcher};
 use kube::{Api, Client};
-use tokio_util::sync::CancellationToken;
 
-use crate::SharedZone;
-use crate::zone::{ObjectKey, ServiceEntry, SliceEntry};
+use crate::zone::{Change, ObjectKey, ServiceEntry, SliceEntry, ZoneChange};
 
-/// Keeps `zone` like the API until `shutdown`. Failures are logged and tried again with back-off; meanwhile
-/// the zone stays as it was.
-pub async fn run(client: Client, zone: SharedZone, shutdown: CancellationToken) {
+/// What the API says of Services and EndpointSlices, for ever. Failures are logged and tried again with back-off.
+pub fn changes(client: Client) -> impl Stream<Item = ZoneChange> {
     let services = watcher(Api::<Service>::all(client.clone()), watcher::Config::default()).default_backoff();
     let slices = watcher(Api::<EndpointSlice>::all(client), watcher::Config::default()).default_backoff();
-    let both = futures::future::join(
-        feed(services, |change| service_change(&zone, change)),
-        feed(slices, |change| slice_change(&zone, change)),
-    );
-    tokio::select! {
-        _ = both => {}
-        () = shutdown.cancelled() => {}
-    }
+    futures::stream::select(
+        follow(services, |service| (ObjectKey::of(&service.metadata), ServiceEntry::from_object(service)))
+            .map(ZoneChange::Services),
+        follow(slices, |slice| (ObjectKey::of(&slice.metadata), SliceEntry::from_object(slice)))
+            .map(ZoneChange::Slices),
+    )
 }
 
-/// A step of a watch, without the watcher's bookkeeping.
-enum Change<K> {
-    Apply(K),
-    Delete(K),
-    Replace(Vec<K>),
-}
-
-async fn feed<K>(
+/// The steps of a watch without the watcher's bookkeeping. `read` tells what the zone keeps of an object, if anything.
+fn follow<K: 'static, E>(
     events: impl Stream<Item = Result<Event<K>, watcher::Error>>,
-    mut change: impl FnMut(Change<K>),
-) where
-    K: 'static,
-{
-    pin_mut!(events);
+    read: impl Fn(&K) -> (ObjectKey, Option<E>),
+) -> impl Stream<Item = Change<E>> {
     let mut listed = Vec::new();
-    while let Some(event) = events.next().await {
-        match event {
-            Ok(Event::Apply(object)) => change(Change::Apply(object)),
-            Ok(Event::Delete(object)) => change(Change::Delete(object)),
-            Ok(Event::Init) => listed.clear(),
-            Ok(Event::InitApply(object)) => listed.push(object),
-            Ok(Event::InitDone) => change(Change::Replace(std::mem::take(&mut listed))),
+    events.filter_map(move |event| {
+        let change = match event {
+            Ok(Event::Apply(object)) => match read(&object) {
+                (key, Some(entry)) => Some(Change::Apply(key, entry)),
+                (key, None) => Some(Change::Delete(key)),
+            },
+            Ok(Event::Delete(object)) => Some(Change::Delete(read(&object).0)),
+            Ok(Event::Init) => {
+                listed.clear();
+                None
+            }
+            Ok(Event::InitApply(object)) => {
+                if let (key, Some(entry)) = read(&object) {
+                    listed.push((key, entry));
+                }
+                None
+            }
+            Ok(Event::InitDone) => Some(Change::Replace(std::mem::take(&mut listed))),
             Err(error) => {
                 tracing::warn!(kind = std::any::type_name::<K>(), %error, "watch failed, trying again");
+                None
             }
-        }
-    }
-}
-
-fn service_change(zone: &SharedZone, change: Change<Service>) {
-    match change {
-        Change::Apply(service) => {
-            let key = ObjectKey::of(&service.metadata);
-            match ServiceEntry::from_object(&service) {
-                Some(entry) => zone.write().apply_service(key, entry),
-                None => zone.write().delete_service(&key),
-            }
-        }
-        Change::Delete(service) => zone.write().delete_service(&ObjectKey::of(&service.metadata)),
-        Change::Replace(all) => {
-            let entry = |s: &Service| Some((ObjectKey::of(&s.metadata), ServiceEntry::from_object(s)?));
-            zone.write().replace_services(all.iter().filter_map(entry).collect());
-        }
-    }
-}
-
-fn slice_change(zone: &SharedZone, change: Change<EndpointSlice>) {
-    match change {
-        Change::Apply(slice) => {
-            let key = ObjectKey::of(&slice.metadata);
-            match SliceEntry::from_object(&slice) {
-                Some(entry) => zone.write().apply_slice(key, entry),
-                None => zone.write().delete_slice(&key),
-            }
-        }
-        Change::Delete(slice) => zone.write().delete_slice(&ObjectKey::of(&slice.metadata)),
-        Change::Replace(all) => {
-            let entry = |s: &EndpointSlice| Some((ObjectKey::of(&s.metadata), SliceEntry::from_object(s)?));
-            zone.write().replace_slices(all.iter().filter_map(entry).collect());
-        }
-    }
+        };
+        futures::future::ready(change)
+    })
 }
 
 #[cfg(test)]
@@ -99,7 +64,7 @@ mod tests {
 
     use super::*;
     use crate::zone::{Area, Found};
-    use crate::{DnsConfig, Zone};
+    use crate::{DnsConfig, SharedZone, Zone};
 
     fn service(name: &str, spec: serde_json::Value) -> Service {
         serde_json::from_value(json!({"metadata": {"namespace": "default", "name": name}, "spec": spec}))
@@ -108,7 +73,14 @@ mod tests {
 
     async fn after(zone: &SharedZone, events: Vec<Event<Service>>) {
         let stream = futures::stream::iter(events.into_iter().map(Ok));
-        feed(stream, |change| service_change(zone, change)).await;
+        let read = |service: &Service| (ObjectKey::of(&service.metadata), ServiceEntry::from_object(service));
+        follow(stream, read)
+            .for_each(|change| async {
+                // As the worker gets it.
+                let sent = serde_json::to_vec(&ZoneChange::Services(change)).unwrap();
+                zone.write().apply(serde_json::from_slice(&sent).unwrap());
+            })
+            .await;
     }
 
     fn exists(zone: &SharedZone, name: &str) -> bool {

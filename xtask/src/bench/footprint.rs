@@ -46,7 +46,7 @@ pub fn run(args: &FootprintArgs, steps: &mut Steps) -> Result<()> {
         steps.step("containers under containerd", || containerd(cluster, args.peers, &mut rows))?;
         steps.step("settle", || settle(SETTLE))?;
         rows.push(("master, empty: PSS".to_owned(), pss(daemon(cluster, "master")?)?));
-        rows.push(("agent with its spawner, no pod: PSS".to_owned(), agent(cluster)?));
+        rows.push(("agent with its spawner and DNS worker, no pod: PSS".to_owned(), agent(cluster)?));
         running(cluster, &args.running, steps, &mut rows)?;
         stored(cluster, &args.stored, steps, &mut rows)?;
         Ok(rows)
@@ -67,7 +67,7 @@ fn running(cluster: &Cluster, levels: &[usize], steps: &mut Steps, rows: &mut Ro
         steps.step(&format!("{pods} running pods"), || start_pods(cluster, &name, pods - have, 10))?;
         have = pods;
         steps.step("settle", || settle(SETTLE))?;
-        rows.push((format!("agent with its spawner, {pods} pods: PSS"), agent(cluster)?));
+        rows.push((format!("agent with its spawner and DNS worker, {pods} pods: PSS"), agent(cluster)?));
     }
     let used = available.saturating_sub(meminfo("MemAvailable")?);
     rows.push(("a pod: MemAvailable's change, the user's process included".to_owned(), per(used, have)));
@@ -142,7 +142,7 @@ fn daemon(cluster: &Cluster, host: &str) -> Result<i32> {
     cluster.daemon_pid(host).with_context(|| format!("no daemon runs on {host}"))
 }
 
-/// PSS of the agent and of the processes that it has as children: its spawner.
+/// PSS of the agent and of the processes that it has as children: its spawner and its DNS worker.
 fn agent(cluster: &Cluster) -> Result<f64> {
     let pid = daemon(cluster, "node-1")?;
     let node: Host = cluster.node(1)?;

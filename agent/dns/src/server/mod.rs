@@ -5,11 +5,12 @@ mod tcp;
 mod udp;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use hickory_proto::op::{Message, ResponseCode};
 use hickory_proto::rr::Name;
-use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 use crate::config::DnsConfig;
 use crate::forward::Forwarder;
@@ -22,9 +23,16 @@ pub use sockets::Sockets;
 struct Service {
     zone: SharedZone,
     forwarder: Forwarder,
+    /// Answers that are under way.
+    tasks: TaskTracker,
+    end: CancellationToken,
 }
 
-/// Answers queries on `sockets` from `zone` until `shutdown`.
+/// How long answers that were begun may take at the end.
+const DRAIN: Duration = Duration::from_secs(5);
+
+/// Answers queries on `sockets` from `zone` until `shutdown`, and then finishes what it has begun: what has not been read
+/// stays in the sockets for whoever holds them too.
 ///
 /// # Errors
 /// [`DnsError::Socket`] when a socket can't be used; failures after that are logged and survived.
@@ -37,8 +45,8 @@ pub async fn serve(
     let servers = config.upstream_servers();
     tracing::info!(listen = ?config.listen, domain = config.domain, upstreams = ?servers, "serving cluster DNS");
     let forwarder = Forwarder::new(servers, config.upstream_timeout, config.max_forwards);
-    let service = Arc::new(Service { zone, forwarder });
-    let mut tasks = JoinSet::new();
+    let tasks = TaskTracker::new();
+    let service = Arc::new(Service { zone, forwarder, tasks: tasks.clone(), end: shutdown.clone() });
     for socket in sockets.udp {
         // One that was handed over may have come in any state.
         socket.set_nonblocking(true).map_err(DnsError::Socket)?;
@@ -52,7 +60,10 @@ pub async fn serve(
         tasks.spawn(tcp::serve(Arc::clone(&service), listener, Arc::clone(&connections)));
     }
     shutdown.cancelled().await;
-    tasks.shutdown().await;
+    tasks.close();
+    if tokio::time::timeout(DRAIN, tasks.wait()).await.is_err() {
+        tracing::info!("some DNS answers did not end in time and are cut");
+    }
     Ok(())
 }
 

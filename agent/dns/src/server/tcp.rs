@@ -15,16 +15,24 @@ use crate::respond::Transport;
 /// How long a connection may be idle, or take for one query or answer.
 const IDLE: Duration = Duration::from_secs(10);
 
+/// How long a connection is still read from once the server is to end.
+const GRACE: Duration = Duration::from_millis(500);
+
 /// Queries on one connection, after which it is closed: a connection slot isn't for ever.
 const MAX_QUERIES: usize = 1000;
 
 pub(super) async fn serve(service: Arc<Service>, listener: TcpListener, connections: Arc<Semaphore>) {
     loop {
         let Ok(permit) = Arc::clone(&connections).acquire_owned().await else { return };
-        match listener.accept().await {
+        let accepted = tokio::select! {
+            biased;
+            () = service.end.cancelled() => return,
+            accepted = listener.accept() => accepted,
+        };
+        match accepted {
             Ok((stream, peer)) => {
                 let service = Arc::clone(&service);
-                tokio::spawn(async move {
+                service.tasks.clone().spawn(async move {
                     if let Err(error) = converse(&service, stream).await {
                         tracing::debug!(%peer, %error, "DNS connection ended");
                     }
@@ -42,7 +50,11 @@ pub(super) async fn serve(service: Arc<Service>, listener: TcpListener, connecti
 
 async fn converse(service: &Service, mut stream: TcpStream) -> io::Result<()> {
     for _ in 0..MAX_QUERIES {
-        let query = match timeout(IDLE, read_query(&mut stream)).await {
+        let read = tokio::select! {
+            read = timeout(IDLE, read_query(&mut stream)) => read,
+            () = ending(service) => return Ok(()),
+        };
+        let query = match read {
             Ok(Err(e)) if e.kind() == io::ErrorKind::UnexpectedEof => return Ok(()),
             Ok(query) => query?,
             Err(_elapsed) => return Ok(()),
@@ -60,6 +72,12 @@ async fn converse(service: &Service, mut stream: TcpStream) -> io::Result<()> {
         timeout(IDLE, stream.write_all(&framed)).await??;
     }
     Ok(())
+}
+
+/// The end, and time for what was on its way when it came.
+async fn ending(service: &Service) {
+    service.end.cancelled().await;
+    tokio::time::sleep(GRACE).await;
 }
 
 async fn read_query(stream: &mut TcpStream) -> io::Result<Vec<u8>> {

@@ -21,7 +21,12 @@ pub(super) async fn serve(service: Arc<Service>, socket: Arc<UdpSocket>) {
     let waiting = Arc::new(Semaphore::new(MAX_WAITING));
     let mut buffer = vec![0u8; MAX_QUERY];
     loop {
-        let (length, peer) = match socket.recv_from(&mut buffer).await {
+        let received = tokio::select! {
+            biased;
+            () = service.end.cancelled() => return,
+            received = socket.recv_from(&mut buffer) => received,
+        };
+        let (length, peer) = match received {
             Ok(received) => received,
             Err(error) => {
                 // Port-unreachable messages of earlier answers come up here as errors.
@@ -36,7 +41,7 @@ pub(super) async fn serve(service: Arc<Service>, socket: Arc<UdpSocket>) {
             Step::Wait(pending) => {
                 let Ok(permit) = Arc::clone(&waiting).try_acquire_owned() else { continue };
                 let (service, socket) = (Arc::clone(&service), Arc::clone(&socket));
-                tokio::spawn(async move {
+                service.tasks.clone().spawn(async move {
                     let answer = service.finish(*pending).await;
                     send(&socket, peer, answer).await;
                     drop(permit);

@@ -5,9 +5,10 @@ use std::net::IpAddr;
 use hickory_proto::rr::Name;
 use k8s_openapi::api::core::v1::Service;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
+use serde::{Deserialize, Serialize};
 
 /// Namespace and name.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct ObjectKey {
     /// Namespace.
     pub namespace: String,
@@ -16,7 +17,7 @@ pub struct ObjectKey {
 }
 
 /// A port with the names that SRV records use, lower case.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Port {
     /// Port name; empty when it has none.
     pub name: String,
@@ -27,18 +28,18 @@ pub struct Port {
 }
 
 /// What a service resolves to.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ServiceKind {
     /// Its cluster IPs.
     ClusterIps(Vec<IpAddr>),
     /// Its endpoints.
     Headless,
     /// Another name.
-    ExternalName(Name),
+    ExternalName(#[serde(with = "labels")] Name),
 }
 
 /// A service.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ServiceEntry {
     /// What it resolves to.
     pub kind: ServiceKind,
@@ -49,7 +50,7 @@ pub struct ServiceEntry {
 }
 
 /// An endpoint of a slice.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EndpointEntry {
     /// Its addresses.
     pub ips: Vec<IpAddr>,
@@ -67,7 +68,7 @@ impl EndpointEntry {
 }
 
 /// An endpoint slice.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SliceEntry {
     /// Name of the service that it belongs to.
     pub service: String,
@@ -154,6 +155,24 @@ impl Port {
     }
 }
 
+/// A name as its labels: nothing needs escaping, and no name that was read once is refused when it is read again.
+mod labels {
+    use hickory_proto::rr::Name;
+    use serde::de::Error;
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    pub(super) fn serialize<S: Serializer>(name: &Name, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_seq(name.iter())
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Name, D::Error> {
+        let labels = Vec::<Vec<u8>>::deserialize(deserializer)?;
+        let mut name = Name::from_labels(labels.iter().map(Vec::as_slice)).map_err(D::Error::custom)?;
+        name.set_fqdn(true);
+        Ok(name)
+    }
+}
+
 /// `10.0.0.5` as `10-0-0-5`, `fd00::5` as `fd00--5`.
 pub(super) fn dashed(ip: IpAddr) -> String {
     ip.to_string().replace(['.', ':'], "-")
@@ -169,5 +188,24 @@ pub(super) fn undashed(label: &str) -> Option<IpAddr> {
         label.replace('-', ".").parse().ok().map(IpAddr::V4)
     } else {
         label.replace('-', ":").parse().ok().map(IpAddr::V6)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn an_external_name_travels_unchanged(text in "[ -~]{1,80}") {
+            if let Ok(mut name) = Name::from_ascii(&text) {
+                name.set_fqdn(true);
+                let kind = ServiceKind::ExternalName(name);
+                let sent = serde_json::to_vec(&kind).unwrap();
+                prop_assert_eq!(serde_json::from_slice::<ServiceKind>(&sent).unwrap(), kind);
+            }
+        }
     }
 }

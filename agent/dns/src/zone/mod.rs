@@ -1,5 +1,6 @@
 //! The cluster's zone: what Services and EndpointSlices make of it, changed object by object.
 
+mod change;
 mod entry;
 mod lookup;
 pub(crate) mod reverse;
@@ -13,6 +14,7 @@ use ipnet::IpNet;
 
 use crate::DnsError;
 use crate::config::DnsConfig;
+pub use change::{Change, ZoneChange};
 pub use entry::{EndpointEntry, ObjectKey, Port, ServiceEntry, ServiceKind, SliceEntry};
 pub use lookup::{Area, Found};
 

@@ -27,6 +27,8 @@ pub fn run() -> ! {
 
 fn serve(socket: &OwnedFd) -> io::Result<()> {
     sys::set_not_dumpable()?;
+    // It was executed by the number of a descriptor, which says nothing to who lists processes.
+    rustix::thread::set_name(c"keelson-spawner")?;
     let own = pidfd_open(rustix::process::getpid(), PidfdFlags::empty())?;
     loop {
         let mut buf = [0; 64];
