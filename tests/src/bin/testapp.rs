@@ -7,6 +7,8 @@
 //! - `testapp hold HOST:PORT --seconds N`: one connection that sends a request every 100 ms; fails if it is cut.
 //! - `testapp count --per-second N --seconds S`: prints numbered lines.
 //! - `testapp udp-serve`/`udp-client HOST:PORT`: the same over UDP.
+//! - `testapp resolve NAME [--seconds N]`: looks a name up again and again; prints `ok=… failed=… slowest_ms=…`.
+//! - `testapp once NAME DIR [--seconds N] [--code C]`: says in DIR that it started, and if it runs twice; ends with C.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream, ToSocketAddrs, UdpSocket};
@@ -39,9 +41,14 @@ fn main() -> ExitCode {
         Some(&"client") if words.len() > 1 => client(words[1], seconds),
         Some(&"hold") if words.len() > 1 => hold(words[1], seconds),
         Some(&"count") => count(option("--per-second", 1000), seconds),
+        Some(&"resolve") if words.len() > 1 => look_up(words[1], seconds),
+        Some(&"once") if words.len() > 2 => match once(words[1], words[2], seconds) {
+            Ok(()) => return ExitCode::from(option("--code", 0) as u8),
+            failed => failed,
+        },
         Some(&"udp-serve") => udp_serve(option("--port", 8081) as u16),
         Some(&"udp-client") if words.len() > 1 => udp_client(words[1]),
-        _ => Err("usage: testapp serve|client|hold|count|udp-serve|udp-client …".into()),
+        _ => Err("usage: testapp serve|client|hold|count|resolve|once|udp-serve|udp-client …".into()),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -204,6 +211,45 @@ fn count(per_second: u64, seconds: Duration) -> Res {
         std::thread::sleep(Duration::from_millis(1));
     }
     println!("end {next}");
+    Ok(())
+}
+
+fn look_up(name: &str, seconds: Duration) -> Res {
+    let start = Instant::now();
+    let (mut ok, mut failed, mut slowest) = (0u64, 0u64, Duration::ZERO);
+    while start.elapsed() < seconds && !STOPPING.load(Ordering::SeqCst) {
+        let asked = Instant::now();
+        match resolve(&format!("{name}:80")) {
+            Ok(_) => ok += 1,
+            Err(error) => {
+                failed += 1;
+                println!("error {error}");
+            }
+        }
+        slowest = slowest.max(asked.elapsed());
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    println!("done ok={ok} failed={failed} slowest_ms={}", slowest.as_millis());
+    Ok(())
+}
+
+/// Leaves a line with its name in `DIR/starts`, and one in `DIR/twice` when another one of that name runs.
+fn once(name: &str, dir: &str, seconds: Duration) -> Res {
+    use std::os::fd::AsRawFd;
+    let append = |file: &str| -> Res {
+        let mut file = std::fs::File::options().create(true).append(true).open(format!("{dir}/{file}"))?;
+        Ok(file.write_all(format!("{name}\n").as_bytes())?)
+    };
+    append("starts")?;
+    let lock = std::fs::File::options().create(true).append(true).open(format!("{dir}/{name}.lock"))?;
+    // SAFETY: the descriptor is open. The lock ends with this process, however that ends.
+    if unsafe { libc::flock(lock.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) } < 0 {
+        append("twice")?;
+    }
+    let start = Instant::now();
+    while start.elapsed() < seconds && !STOPPING.load(Ordering::SeqCst) {
+        std::thread::sleep(Duration::from_millis(20));
+    }
     Ok(())
 }
 
