@@ -8,6 +8,7 @@ use crate::admission::dynamic::Dynamic;
 use crate::admission::node_restriction::NodeRestriction;
 use crate::admission::policy::{MutatingPolicies, ValidatingPolicies};
 use crate::admission::webhook::Webhooks;
+use crate::aggregator::FrontProxy;
 use crate::authn::jwt::{JwtError, TokenKey};
 use crate::authn::openid::{JWKS_PATH, OpenIdDocuments};
 use crate::authn::service_account::TokenIssuer;
@@ -65,6 +66,8 @@ pub struct AuthStack {
     pub connectors: HashMap<ExtensionKey, Arc<dyn Connector>>,
     /// The way to pods and services, for whatever calls them.
     pub dialer: Arc<Dialer>,
+    /// The way to servers of other groups.
+    pub front_proxy: Arc<FrontProxy>,
     /// OIDC discovery: answers for two paths outside the resource API, after authorization.
     pub openid: Arc<OpenIdDocuments>,
 }
@@ -80,6 +83,7 @@ impl AuthStack {
             dynamic: Some(self.dynamic.clone()),
             virtual_resources: self.virtual_resources.clone(),
             connectors: self.connectors.clone(),
+            front_proxy: Some(self.front_proxy.clone()),
         }
     }
 }
@@ -120,6 +124,7 @@ pub fn build(config: &AuthConfig, handles: &ServerHandles) -> Result<AuthStack, 
         mutating: Arc::new(MutatingPolicies::new(reader.clone(), handles.core.clone())),
         validating: Arc::new(ValidatingPolicies::new(reader.clone(), handles.core.clone())),
     });
+    let front_proxy = Arc::new(FrontProxy::new(&config.pki, dialer.clone())?);
     Ok(AuthStack {
         pki: config.pki.clone(),
         authenticator,
@@ -130,6 +135,7 @@ pub fn build(config: &AuthConfig, handles: &ServerHandles) -> Result<AuthStack, 
         virtual_resources,
         connectors,
         dialer,
+        front_proxy,
         openid,
     })
 }

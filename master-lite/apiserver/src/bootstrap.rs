@@ -1,5 +1,5 @@
 //! The objects that every cluster has, made at start and kept: namespaces, the `kubernetes` Service with its
-//! endpoints, kube-dns, the network of Services, and classes of priority.
+//! endpoints, kube-dns, the network of Services, classes of priority, and what servers of other groups need to know.
 
 mod priority;
 
@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::authn::bootstrap_token;
 use crate::extension::BoxError;
+use crate::pki::FRONT_PROXY_CLIENT;
 
 const NAMESPACES: &[&str] = &["default", "kube-system", "kube-public", "kube-node-lease"];
 const SECRETS: &str = "/api/v1/namespaces/kube-system/secrets";
@@ -31,6 +32,10 @@ pub struct Cluster {
     pub advertise_port: u16,
     /// Network of cluster IPs.
     pub service_cidr: ipnet::Ipv4Net,
+    /// Certificate (PEM) of the CA whose client certificates say who somebody is.
+    pub client_ca: String,
+    /// Certificate (PEM) of the CA whose client certificates front proxies show.
+    pub front_proxy_ca: String,
 }
 
 impl Cluster {
@@ -156,6 +161,25 @@ pub async fn service_cidr(client: &Client, cluster: &Cluster) -> Result<(), BoxE
     Ok(())
 }
 
+/// Makes what servers of other groups read to know their users: `kube-system/extension-apiserver-authentication`.
+pub async fn authentication(client: &Client, cluster: &Cluster) -> Result<(), BoxError> {
+    let list = |name: &str| json!([name]).to_string();
+    let wanted = json!({
+        "apiVersion": "v1", "kind": "ConfigMap",
+        "metadata": {"name": "extension-apiserver-authentication", "namespace": "kube-system"},
+        "data": {
+            "client-ca-file": cluster.client_ca,
+            "requestheader-allowed-names": list(FRONT_PROXY_CLIENT),
+            "requestheader-client-ca-file": cluster.front_proxy_ca,
+            "requestheader-extra-headers-prefix": list("X-Remote-Extra-"),
+            "requestheader-group-headers": list("X-Remote-Group"),
+            "requestheader-uid-headers": list("X-Remote-Uid"),
+            "requestheader-username-headers": list("X-Remote-User"),
+        },
+    });
+    ensure(client, "/api/v1/namespaces/kube-system/configmaps", &wanted, &["/data"]).await
+}
+
 /// Makes the classes of priority: of pods, and of requests.
 pub async fn priorities(client: &Client) -> Result<(), BoxError> {
     priority::classes(client).await?;
@@ -173,6 +197,7 @@ pub(crate) async fn keep(client: Client, cluster: Cluster, shutdown: Cancellatio
             namespaces(&client).await?;
             services(&client, &cluster).await?;
             service_cidr(&client, &cluster).await?;
+            authentication(&client, &cluster).await?;
             if round.is_multiple_of(SLOW_ROUNDS) {
                 priorities(&client).await?;
             }

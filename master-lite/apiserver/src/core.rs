@@ -9,6 +9,7 @@ use keelson_store::Store;
 use parking_lot::RwLock;
 use tokio::sync::Semaphore;
 
+use crate::aggregator::Aggregator;
 use crate::allocate::Allocators;
 use crate::cache::WatchCache;
 use crate::extension::Extensions;
@@ -31,12 +32,14 @@ pub struct Core {
     pub(crate) table: RwLock<Arc<ResourceTable>>,
     pub(crate) extensions: Extensions,
     pub(crate) allocators: Allocators,
+    pub(crate) aggregator: Aggregator,
     pub(crate) metrics: Metrics,
     pub(crate) paths: Vec<PathHandler>,
     pub(crate) reads: Semaphore,
     pub(crate) writes: Semaphore,
     pub(crate) cache_task: tokio::task::JoinHandle<()>,
-    pub(crate) definitions_task: std::sync::OnceLock<tokio::task::JoinHandle<()>>,
+    /// What runs as long as the server does.
+    pub(crate) tasks: OnceLock<[tokio::task::JoinHandle<()>; 2]>,
 }
 
 /// The server, for plug-ins that are made before it is: empty until it is put together.
@@ -78,6 +81,7 @@ impl Core {
     /// Replaces the table.
     pub(crate) fn set_table(&self, table: ResourceTable) {
         *self.table.write() = Arc::new(table);
+        self.aggregator.table_changed.notify_one();
     }
 
     /// What is plugged in.
@@ -121,8 +125,7 @@ impl Core {
 impl Drop for Core {
     fn drop(&mut self) {
         self.cache_task.abort();
-        if let Some(task) = self.definitions_task.get() {
-            task.abort();
-        }
+        self.tasks.get().into_iter().flatten().for_each(tokio::task::JoinHandle::abort);
+        self.aggregator.leave();
     }
 }

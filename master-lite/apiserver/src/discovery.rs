@@ -5,6 +5,7 @@ use keelson_api::meta::GroupVersionKind;
 use keelson_api::resources::{Resource, ResourceTable};
 use serde_json::{Value, json};
 
+use crate::aggregator::{ServedGroup, ServedVersion};
 use crate::negotiate;
 
 /// Content type of aggregated answers.
@@ -48,28 +49,24 @@ pub fn api_versions(server: &str) -> Value {
     })
 }
 
-fn api_group(group: &str, versions: &[String]) -> Value {
-    let versions: Vec<Value> =
-        versions.iter().map(|v| json!({"groupVersion": group_version(group, v), "version": v})).collect();
-    json!({"name": group, "preferredVersion": versions.first(), "versions": versions})
+fn api_group(group: &ServedGroup) -> Value {
+    let versions: Vec<Value> = group
+        .versions
+        .iter()
+        .map(|v| json!({"groupVersion": group_version(&group.name, &v.name), "version": v.name}))
+        .collect();
+    json!({"name": group.name, "preferredVersion": versions.first(), "versions": versions})
 }
 
 /// `/apis`.
-pub fn api_group_list(table: &ResourceTable) -> Value {
-    let groups: Vec<Value> = table
-        .groups()
-        .iter()
-        .filter(|(group, _)| !group.is_empty())
-        .map(|(group, versions)| api_group(group, versions))
-        .collect();
+pub fn api_group_list(groups: &[ServedGroup]) -> Value {
+    let groups: Vec<Value> = groups.iter().filter(|group| !group.name.is_empty()).map(api_group).collect();
     json!({"kind": "APIGroupList", "apiVersion": "v1", "groups": groups})
 }
 
 /// `/apis/GROUP`.
-pub fn api_group_at(table: &ResourceTable, group: &str) -> Option<Value> {
-    let groups = table.groups();
-    let (_, versions) = groups.iter().find(|(g, _)| g == group && !g.is_empty())?;
-    let mut value = api_group(group, versions);
+pub fn api_group_at(groups: &[ServedGroup], name: &str) -> Option<Value> {
+    let mut value = api_group(groups.iter().find(|group| group.name == name && !name.is_empty())?);
     value["kind"] = "APIGroup".into();
     value["apiVersion"] = "v1".into();
     Some(value)
@@ -118,21 +115,22 @@ pub fn api_resource_list(table: &ResourceTable, group: &str, version: &str) -> O
 }
 
 /// `/api` (`core`) or `/apis` in the aggregated form.
-pub fn aggregated(table: &ResourceTable, core: bool) -> Value {
-    let items: Vec<Value> = table
-        .groups()
+pub fn aggregated(table: &ResourceTable, groups: &[ServedGroup], core: bool) -> Value {
+    let version = |group: &str, version: &ServedVersion| {
+        if let Some(shown) = version.of_other_server() {
+            return shown;
+        }
+        let name = &version.name;
+        let resources: Vec<Value> =
+            rows(table, group, name).map(|row| resource_discovery(row, name)).collect();
+        json!({"version": name, "resources": resources, "freshness": "Current"})
+    };
+    let items: Vec<Value> = groups
         .iter()
-        .filter(|(group, _)| group.is_empty() == core)
-        .map(|(group, versions)| {
-            let versions: Vec<Value> = versions
-                .iter()
-                .map(|version| {
-                    let resources: Vec<Value> =
-                        rows(table, group, version).map(|row| resource_discovery(row, version)).collect();
-                    json!({"version": version, "resources": resources, "freshness": "Current"})
-                })
-                .collect();
-            let metadata = if core { json!({}) } else { json!({"name": group}) };
+        .filter(|group| group.name.is_empty() == core)
+        .map(|group| {
+            let versions: Vec<Value> = group.versions.iter().map(|v| version(&group.name, v)).collect();
+            let metadata = if core { json!({}) } else { json!({"name": group.name}) };
             json!({"metadata": metadata, "versions": versions})
         })
         .collect();
@@ -200,8 +198,5 @@ mod tests {
             list["resources"].as_array().unwrap().iter().filter_map(|r| r["name"].as_str()).collect();
         assert!(names.contains(&"deployments") && names.contains(&"deployments/scale"));
         assert!(api_resource_list(&table, "apps", "v2").is_none());
-        let all = aggregated(&table, false);
-        assert_eq!(all["items"][0]["metadata"]["name"], "apps");
-        assert_eq!(aggregated(&table, true)["items"].as_array().unwrap().len(), 1);
     }
 }

@@ -16,6 +16,7 @@ use serde_json::Value;
 
 use crate::admission::dynamic::Dynamic;
 pub use crate::admission::hooks::{HookView, Hooks};
+use crate::aggregator::FrontProxy;
 pub use crate::core::LateCore;
 pub use crate::request_info::RequestInfo;
 pub use crate::status::{Result, StatusError};
@@ -320,6 +321,8 @@ pub struct Extensions {
     pub virtual_resources: HashMap<ExtensionKey, Arc<dyn VirtualResource>>,
     /// Connection-owning subresources.
     pub connectors: HashMap<ExtensionKey, Arc<dyn Connector>>,
+    /// The way to servers of other groups; without one they count as unavailable.
+    pub front_proxy: Option<Arc<FrontProxy>>,
 }
 
 impl Extensions {
@@ -333,6 +336,7 @@ impl Extensions {
             dynamic: None,
             virtual_resources: HashMap::new(),
             connectors: HashMap::new(),
+            front_proxy: None,
         }
     }
 }

@@ -5,11 +5,13 @@
 //! (`keelson-api`).
 
 pub mod admission;
+pub mod aggregator;
 pub mod allocate;
 mod answer;
 pub mod auth;
 pub mod authn;
 pub mod authz;
+mod backend_tls;
 pub mod bootstrap;
 pub mod cache;
 pub mod core;

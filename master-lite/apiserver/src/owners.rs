@@ -26,11 +26,13 @@ impl ServedVersions<'_> {
     fn row(&self, version: &str) -> Option<&Resource> {
         let gvk = GroupVersionKind::from_type_meta(version, &self.row.kind);
         let serves = |row: &Resource| row.group == gvk.group && row.versions.contains(&gvk.version);
-        if serves(self.row) {
+        // All versions of a definition are in any view of it, and the table may have a newer one.
+        if self.row.custom.is_some() && serves(self.row) {
             return Some(self.row);
         }
         let same = |row: &Resource| row.storage == self.row.storage && row.kind == self.row.kind;
-        self.table.rows().iter().find(|row| same(row) && serves(row)).map(|row| &**row)
+        let row = self.table.rows().iter().find(|row| same(row) && serves(row))?;
+        Some(row.view(&gvk.version))
     }
 }
 

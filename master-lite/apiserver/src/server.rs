@@ -11,6 +11,7 @@ use keelson_api::resources::ResourceTable;
 use keelson_store::{EmbeddedStore, Options, Store, StoreError};
 use tokio_util::sync::CancellationToken;
 
+use crate::aggregator::{self, Aggregator};
 use crate::allocate::Allocators;
 use crate::auth::{self, AuthConfig, AuthError};
 use crate::cache::WatchCache;
@@ -93,7 +94,10 @@ impl Server {
         crate::authz::reconcile::reconcile_policy(&server.admin_client())
             .await
             .map_err(|error| ServerError::Bootstrap(error.into()))?;
+        let pki = &config.auth.pki;
         let cluster = bootstrap::Cluster {
+            client_ca: pki.ca_certificate_pem().to_owned(),
+            front_proxy_ca: pki.front_proxy_ca_pem().to_owned(),
             advertise_address: config.advertise_address,
             advertise_port: config.advertise_port,
             service_cidr: config.service_cidr,
@@ -102,6 +106,9 @@ impl Server {
         bootstrap::services(&client, &cluster).await.map_err(ServerError::Bootstrap)?;
         bootstrap::service_cidr(&client, &cluster).await.map_err(ServerError::Bootstrap)?;
         bootstrap::priorities(&client).await.map_err(ServerError::Bootstrap)?;
+        bootstrap::authentication(&client, &cluster).await.map_err(ServerError::Bootstrap)?;
+        // It ends with the server.
+        tokio::spawn(aggregator::keep(Arc::downgrade(&server.core)));
         let serving = Serving {
             listen: config.listen,
             listeners: config.listeners,
@@ -146,18 +153,22 @@ impl Parts {
             table: parking_lot::RwLock::new(Arc::new(self.table)),
             extensions,
             allocators,
+            aggregator: Aggregator::default(),
             metrics: Metrics::default(),
             paths,
             reads,
             writes,
             cache_task: self.cache_task,
-            definitions_task: std::sync::OnceLock::new(),
+            tasks: std::sync::OnceLock::new(),
         };
         let core = Arc::new(core);
         self.core.set(&core);
-        let task = tokio::spawn(definitions::follow(Arc::downgrade(&core)));
+        let tasks = [
+            tokio::spawn(definitions::follow(Arc::downgrade(&core))),
+            tokio::spawn(aggregator::follow(Arc::downgrade(&core))),
+        ];
         // Set once, here.
-        let _ = core.definitions_task.set(task);
+        let _ = core.tasks.set(tasks);
         Server { core }
     }
 }

@@ -145,7 +145,7 @@ impl Write<'_> {
         let mut view = self.to_view(new.clone());
         owners.update(live.as_ref(), &mut view, &self.manager);
         if let Some(metadata) = metadata_mut(new) {
-            // No conversion touches metadata.
+            // No conversion touches these.
             match view["metadata"].get_mut("managedFields") {
                 Some(entries) => metadata.insert("managedFields".to_owned(), entries.take()),
                 None => metadata.remove("managedFields"),

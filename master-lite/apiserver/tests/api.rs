@@ -338,3 +338,52 @@ async fn join_tokens_do_not_pile_up() {
     assert_ne!(join_token(&client, None).await.unwrap(), given);
     assert!(join_token(&client, Some("short")).await.is_err());
 }
+
+#[tokio::test]
+async fn autoscalers_are_one_object_in_two_versions() {
+    const V1: &str = "/apis/autoscaling/v1/namespaces/a/horizontalpodautoscalers";
+    const V2: &str = "/apis/autoscaling/v2/namespaces/a/horizontalpodautoscalers";
+    const APPLY: &str = "content-type: application/apply-patch+yaml";
+    let f = Fixture::new().await;
+    let target = json!({"kind": "Deployment", "name": "d", "apiVersion": "apps/v1"});
+    let made = f
+        .create(
+            V1,
+            json!({"metadata": {"name": "h"}, "spec": {"scaleTargetRef": target, "maxReplicas": 5, "targetCPUUtilizationPercentage": 50}}),
+        )
+        .await;
+    assert_eq!((&made["apiVersion"], &made["spec"]["minReplicas"]), (&json!("autoscaling/v1"), &json!(1)));
+    assert_eq!(made["spec"]["targetCPUUtilizationPercentage"], 50);
+    let newer = f.get(&format!("{V2}/h")).await;
+    assert_eq!(newer["apiVersion"], "autoscaling/v2");
+    assert_eq!(newer["spec"]["metrics"][0]["resource"]["target"]["averageUtilization"], 50);
+    assert_eq!(newer["metadata"]["managedFields"][0]["apiVersion"], "autoscaling/v1");
+
+    // A change in one version is seen in the other, and what the older one has no field for stays.
+    let behavior = json!({"spec": {"behavior": {"scaleDown": {"selectPolicy": "Disabled"}}}});
+    let merge = "content-type: application/merge-patch+json";
+    assert_eq!(f.send("PATCH", &format!("{V2}/h"), merge, behavior).await.0, 200);
+    let (code, patched) =
+        f.send("PATCH", &format!("{V1}/h"), merge, json!({"spec": {"maxReplicas": 7}})).await;
+    assert_eq!((code, &patched["spec"]["maxReplicas"]), (200, &json!(7)), "{patched}");
+    let newer = f.get(&format!("{V2}/h")).await;
+    assert_eq!(newer["spec"]["behavior"]["scaleDown"]["selectPolicy"], "Disabled");
+    assert_eq!(newer["metadata"]["annotations"], Value::Null);
+
+    // Owners of fields are understood across versions.
+    let config = json!({"apiVersion": "autoscaling/v2", "kind": "HorizontalPodAutoscaler", "metadata": {"name": "h"}, "spec": {"maxReplicas": 8}});
+    let (code, status) = f.send("PATCH", &format!("{V2}/h?fieldManager=other"), APPLY, config.clone()).await;
+    assert_eq!(code, 409, "{status}");
+    assert!(status["message"].as_str().unwrap().contains(".spec.maxReplicas"), "{status}");
+    let (code, _) = f.send("PATCH", &format!("{V2}/h?fieldManager=other&force=true"), APPLY, config).await;
+    assert_eq!(code, 200);
+
+    let (_, events) = f.watch(&format!("{V1}?watch=true"), 1).await.remove(0);
+    assert_eq!(
+        (&events["apiVersion"], &events["spec"]["maxReplicas"]),
+        (&json!("autoscaling/v1"), &json!(8))
+    );
+    let (_, table) =
+        f.send("GET", V1, "accept: application/json;as=Table;g=meta.k8s.io;v=v1", Value::Null).await;
+    assert_eq!(table["rows"][0]["cells"][2], "cpu: <unknown>/50%");
+}

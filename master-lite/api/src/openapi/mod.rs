@@ -121,7 +121,8 @@ pub fn document_hash(table: &ResourceTable, group: &str, version: &str) -> Strin
     format!("{:016X}", fnv(*BUILD, texts.into_iter().chain([epochs.as_str()])))
 }
 
-fn document_path(group: &str, version: &str) -> String {
+/// What follows `/openapi/v3/` in the path of a document.
+pub fn document_path(group: &str, version: &str) -> String {
     if group.is_empty() { format!("api/{version}") } else { format!("apis/{group}/{version}") }
 }
 

@@ -1,10 +1,12 @@
 //! The rows of the built-in resources.
 
+use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::columns;
+use super::priorities::{REGISTRATION_GROUP, priority};
 use super::row::ALL_VERBS;
 use super::strategies as s;
 use super::{Converter, Resource, ScalePaths, SelectableField, Strategy, Subresource};
@@ -150,30 +152,6 @@ fn core_kind(kind: &str) -> GroupVersionKind {
     GroupVersionKind::new("", "v1", kind)
 }
 
-/// Groups in upstream's order of discovery: of several resources of one name, kubectl takes the first.
-const GROUPS: &[&str] = &[
-    "",
-    "apps",
-    "events.k8s.io",
-    "authentication.k8s.io",
-    "authorization.k8s.io",
-    "autoscaling",
-    "batch",
-    "certificates.k8s.io",
-    "networking.k8s.io",
-    "policy",
-    "rbac.authorization.k8s.io",
-    "storage.k8s.io",
-    "admissionregistration.k8s.io",
-    "scheduling.k8s.io",
-    "coordination.k8s.io",
-    "node.k8s.io",
-    "discovery.k8s.io",
-    "resource.k8s.io",
-    "flowcontrol.apiserver.k8s.io",
-    "apiextensions.k8s.io",
-];
-
 /// Every built-in resource, in the order of discovery.
 pub(super) fn rows() -> Vec<Resource> {
     let mut rows = core();
@@ -184,7 +162,11 @@ pub(super) fn rows() -> Vec<Resource> {
     rows.extend(admission());
     rows.extend(rest());
     let mut rows: Vec<Resource> = rows.into_iter().map(|row| row.0).collect();
-    rows.sort_by_key(|row| GROUPS.iter().position(|group| *group == row.group));
+    // Of several resources of one name, kubectl takes the first. Core is found at a place of its own.
+    rows.sort_by_key(|row| {
+        let of_group = priority(&row.group, &row.storage_version).map_or(0, |priority| priority.group);
+        (!row.group.is_empty(), Reverse(of_group), row.group.clone())
+    });
     rows
 }
 
@@ -436,9 +418,19 @@ fn rest() -> Vec<Row> {
     let mut hpa = row("autoscaling", "v2", "HorizontalPodAutoscaler", "horizontalpodautoscalers")
         .short(&["hpa"])
         .all()
-        .status();
-    // v1 has another shape; it is not served until there is a converter for it.
-    hpa.0.tracks_generation = false;
+        .status()
+        .strategy(s::Autoscaler);
+    let mut older = hpa.0.clone();
+    older.subresources[0].kind = older.gvk("v1");
+    for column in &mut older.printer.columns {
+        let cell = column.cell.clone();
+        column.cell = Arc::new(move |object, now| cell(&s::autoscaler_from_v1(object.clone()), now));
+    }
+    older.converter =
+        Some(Converter { from_storage: s::autoscaler_to_v1, to_storage: s::autoscaler_from_v1 });
+    hpa.0.versions.push("v1".to_owned());
+    older.versions.clone_from(&hpa.0.versions);
+    hpa.0.views.insert("v1".to_owned(), Arc::new(older));
     vec![
         row("policy", "v1", "PodDisruptionBudget", "poddisruptionbudgets")
             .short(&["pdb"])
@@ -482,5 +474,10 @@ fn rest() -> Vec<Row> {
             .generation()
             .status()
             .strategy(CustomResourceDefinition),
+        row(REGISTRATION_GROUP, "v1", "APIService", "apiservices")
+            .cluster()
+            .extension()
+            .status()
+            .strategy(s::ApiService),
     ]
 }

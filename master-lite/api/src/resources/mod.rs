@@ -7,6 +7,7 @@ mod builtin;
 pub mod columns;
 pub mod flow_control;
 pub mod metadata;
+mod priorities;
 mod reset;
 mod row;
 pub mod selector;
@@ -16,6 +17,7 @@ mod table;
 mod validation;
 
 pub use columns::{Cell, Column, Printer};
+pub use priorities::{CUSTOM_PRIORITY, Priority, REGISTRATION_GROUP, priority};
 pub use reset::reset_filter;
 pub use row::{Converter, Resource, ScalePaths, SelectableField, Subresource};
 pub use strategy::{Deletion, DeletionRequest, Strategy, StrategyContext};

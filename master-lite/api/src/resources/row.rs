@@ -59,7 +59,7 @@ pub struct Resource {
     pub strategy: Arc<dyn Strategy>,
     /// Set for custom resources.
     pub custom: Option<Arc<Custom>>,
-    /// The row as each of its versions has it, where versions differ (custom resources).
+    /// The row as each of its versions has it, where versions differ.
     pub views: BTreeMap<String, Arc<Resource>>,
 }
 
@@ -143,7 +143,7 @@ pub struct SelectableField {
     pub absent: &'static str,
 }
 
-/// A view's conversion, both ways. Neither touches `metadata`.
+/// A view's conversion, both ways. Of `metadata` neither touches more than annotations.
 #[derive(Clone, Copy)]
 pub struct Converter {
     /// From the stored form (in the storage's own `apiVersion` and `kind`).

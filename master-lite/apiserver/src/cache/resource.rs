@@ -136,7 +136,7 @@ impl ResourceCache {
         }
         events.truncate(events.partition_point(|event| event.revision <= window_start));
         let surplus = (events.len() + state.window.len()).saturating_sub(WINDOW).min(events.len());
-        let dropped = events.drain(..surplus).last();
+        let dropped = events.drain(..surplus).next_back();
         state.window_start = dropped.map_or(oldest.min(window_start), |event| event.revision);
         state.unfilled = false;
         events.append(&mut state.window);

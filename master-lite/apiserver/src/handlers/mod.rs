@@ -20,6 +20,7 @@ use keelson_api::codec::{self, MediaType};
 use keelson_api::resources::Resource;
 use serde_json::Value;
 
+use crate::aggregator;
 use crate::answer;
 use crate::authz::forbidden;
 use crate::core::Core;
@@ -113,6 +114,9 @@ async fn run(core: Arc<Core>, info: RequestInfo, request: Request<Body>) -> Resu
 
 impl Call {
     async fn dispatch(mut self, mut request: Request<Body>) -> Result<Response<Body>> {
+        if let Some(remote) = self.core.aggregator.remote(&self.info) {
+            return aggregator::forward(&self, &remote, request).await;
+        }
         if openapi::is_openapi(&self.info.path) && request.method() == http::Method::GET {
             return openapi::answer(&self).await;
         }

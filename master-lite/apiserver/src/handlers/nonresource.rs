@@ -44,9 +44,9 @@ pub(super) fn answer(call: &Call, method: &Method) -> Result<Response<Body>> {
             return Ok(aggregated(call, parts[0] == "api"));
         }
         ["api"] => Some(discovery::api_versions(host(call))),
-        ["apis"] => Some(discovery::api_group_list(table)),
+        ["apis"] => Some(discovery::api_group_list(&call.core.groups())),
         ["api", version] => discovery::api_resource_list(table, "", version),
-        ["apis", group] => discovery::api_group_at(table, group),
+        ["apis", group] => discovery::api_group_at(&call.core.groups(), group),
         ["apis", group, version] => discovery::api_resource_list(table, group, version),
         ["version"] => Some(version()),
         ["healthz" | "livez" | "readyz", rest @ ..] => return Ok(health(call, parts[0], rest)),
@@ -74,10 +74,12 @@ fn host(call: &Call) -> &str {
 
 fn paths(call: &Call) -> Vec<String> {
     let mut paths = vec!["/api".to_owned(), "/api/v1".to_owned(), "/apis".to_owned()];
-    for (group, versions) in call.core.table().groups().iter().filter(|(g, _)| !g.is_empty()) {
-        paths.push(format!("/apis/{group}"));
-        paths.extend(versions.iter().map(|v| format!("/apis/{group}/{v}")));
+    for group in call.core.groups().iter().filter(|group| !group.name.is_empty()) {
+        let path = format!("/apis/{}", group.name);
+        paths.extend(group.versions.iter().map(|version| format!("{path}/{}", version.name)));
+        paths.push(path);
     }
+    paths.sort();
     paths.extend(
         ["/healthz", "/livez", "/metrics", "/openapi/v2", "/openapi/v3", "/readyz", "/version"]
             .map(str::to_owned),
@@ -96,7 +98,7 @@ fn version() -> Value {
 }
 
 fn aggregated(call: &Call, core: bool) -> Response<Body> {
-    let body = discovery::aggregated(&call.core.table(), core).to_string();
+    let body = discovery::aggregated(&call.core.table(), &call.core.groups(), core).to_string();
     let etag = discovery::etag(body.as_bytes());
     let matches = call
         .headers

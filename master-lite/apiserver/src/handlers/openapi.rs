@@ -3,6 +3,7 @@
 use http::{HeaderValue, Response, StatusCode, header};
 use keelson_api::codec::MediaType;
 use keelson_api::openapi;
+use serde_json::json;
 
 use super::{Call, nonresource};
 use crate::answer;
@@ -37,7 +38,16 @@ pub(super) async fn answer(call: &Call) -> Result<Response<Body>> {
     }
     let path = call.info.path.trim_start_matches(V3).trim_matches('/').to_owned();
     if path.is_empty() {
-        let index = answer::encode(MediaType::Json, &openapi::v3_index(&table))?;
+        let mut index = openapi::v3_index(&table);
+        for group in call.core.groups() {
+            for version in &group.versions {
+                if let Some(url) = version.openapi_of_other_server() {
+                    let path = openapi::document_path(&group.name, &version.name);
+                    index["paths"][path] = json!({"serverRelativeURL": url});
+                }
+            }
+        }
+        let index = answer::encode(MediaType::Json, &index)?;
         return Ok(answer::encoded(StatusCode::OK, MediaType::Json, index));
     }
     let document = tokio::task::spawn_blocking(move || openapi::v3_document(&table, &path))

@@ -17,10 +17,8 @@ use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use keelson_api::meta::GroupResource;
 use rand::seq::SliceRandom as _;
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::crypto::WebPkiSupportedAlgorithms;
-use rustls::{ClientConfig, DigitallySignedStruct, SignatureScheme};
-use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::ClientConfig;
+use rustls_pki_types::ServerName;
 use serde_json::Value;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
@@ -29,6 +27,7 @@ use tokio_rustls::TlsConnector;
 use super::location::{is_global_unicast, kubelet};
 use super::service::{self, ServiceError};
 use crate::authz::rbac::text;
+use crate::backend_tls::AnyServer;
 use crate::extension::{Body, ObjectReader, StatusError, full_body};
 use crate::pki::{Pki, PkiError};
 
@@ -133,7 +132,7 @@ impl Dialer {
     /// When the certificate can't be used.
     pub fn new(pki: &Pki, reader: Arc<dyn ObjectReader>) -> Result<Self, PkiError> {
         let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let anyone = Arc::new(AnyServer(provider.signature_verification_algorithms));
+        let anyone = Arc::new(AnyServer::new(&provider));
         let mut kubelet_unverified = pki.kubelet_tls()?;
         kubelet_unverified.dangerous().set_certificate_verifier(anyone.clone());
         let unverified = ClientConfig::builder_with_provider(provider)
@@ -178,6 +177,22 @@ impl Dialer {
         let found = service::resolve(&*self.reader, namespace, name, port)?;
         let (found, _) = self.dial_any(found).await?;
         Ok(found)
+    }
+
+    /// An HTTP/1.1 connection over TLS to a service, whose server must show that it is `NAME.NAMESPACE.svc` (unless
+    /// `tls` takes anyone).
+    ///
+    /// # Errors
+    /// As [`Self::dial_service`], and when the handshake fails.
+    pub(crate) async fn https_service(
+        &self,
+        namespace: &str,
+        name: &str,
+        port: u16,
+        tls: Arc<ClientConfig>,
+    ) -> Result<http1::SendRequest<Body>, DialError> {
+        let stream = self.dial_service(namespace, name, port).await?;
+        self::tls(&format!("{name}.{namespace}.svc"), port, tls, stream).await
     }
 
     /// A connection to one of the endpoints, tried in random order.
@@ -336,44 +351,5 @@ async fn within<T, E: Display>(
         Ok(Ok(done)) => Ok(done),
         Ok(Err(error)) => Err(failed(step, to, error)),
         Err(_elapsed) => Err(DialError::Timeout { step, to: to.to_owned() }),
-    }
-}
-
-/// Takes any certificate, but not a handshake that its key didn't sign.
-#[derive(Debug)]
-struct AnyServer(WebPkiSupportedAlgorithms);
-
-impl ServerCertVerifier for AnyServer {
-    fn verify_server_cert(
-        &self,
-        _end_entity: &CertificateDer<'_>,
-        _intermediates: &[CertificateDer<'_>],
-        _server_name: &ServerName<'_>,
-        _ocsp_response: &[u8],
-        _now: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        Ok(ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        rustls::crypto::verify_tls12_signature(message, cert, dss, &self.0)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        rustls::crypto::verify_tls13_signature(message, cert, dss, &self.0)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.0.supported_schemes()
     }
 }

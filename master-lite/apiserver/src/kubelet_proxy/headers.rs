@@ -14,11 +14,15 @@ const HOP_BY_HOP: [HeaderName; 8] = [
     header::UPGRADE,
 ];
 
+/// What a front proxy says of its client: upstream reads nothing else from requests of its own proxy, and takes the
+/// same headers of anyone else away.
+const REMOTE_USER: &str = "x-remote-";
+
 /// Subprotocol by which browsers send a bearer token: a credential for us, not for what we proxy to.
 const TOKEN_PROTOCOL: &str = "base64url.bearer.authorization.k8s.io.";
 
 /// Whether a request asks to change the protocol.
-pub(super) fn is_upgrade(headers: &HeaderMap) -> bool {
+pub(crate) fn is_upgrade(headers: &HeaderMap) -> bool {
     let values = headers.get_all(header::CONNECTION).into_iter().filter_map(|v| v.to_str().ok());
     let named = values.flat_map(|v| v.split(',')).any(|token| token.trim().eq_ignore_ascii_case("upgrade"));
     named && headers.contains_key(header::UPGRADE)
@@ -30,9 +34,12 @@ pub(super) fn forwarded(headers: &HeaderMap) -> HeaderMap {
     let mut out = without_hops(headers);
     out.remove(header::AUTHORIZATION);
     out.remove(header::HOST);
-    let impersonation: Vec<HeaderName> =
-        out.keys().filter(|k| k.as_str().starts_with("impersonate-")).cloned().collect();
-    for name in impersonation {
+    let speaks_of_users = |name: &HeaderName| {
+        let name = name.as_str();
+        name.starts_with("impersonate-") || name.starts_with(REMOTE_USER)
+    };
+    let users: Vec<HeaderName> = out.keys().filter(|name| speaks_of_users(name)).cloned().collect();
+    for name in users {
         out.remove(name);
     }
     drop_token_protocol(&mut out);
@@ -88,6 +95,8 @@ mod tests {
         let got = forwarded(&map(&[
             ("authorization", "Bearer x"),
             ("impersonate-user", "a"),
+            ("x-remote-user", "a"),
+            ("x-remote-extra-scopes", "a"),
             ("connection", "close, x-hop"),
             ("x-hop", "1"),
             ("te", "trailers"),

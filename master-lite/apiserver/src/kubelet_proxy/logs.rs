@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::{HeaderValue, Request, Response, StatusCode, header};
+use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, header};
 use http_body_util::BodyExt as _;
 use keelson_api::field::FieldError;
 use keelson_api::meta::GroupVersionKind;
@@ -68,8 +68,9 @@ impl Connector for Logs {
         let mut onward = Request::new(full_body(bytes::Bytes::new()));
         *onward.method_mut() = http::Method::GET;
         drop(request);
-        let destination =
-            Destination { sender, authority: authority(&host, port), target, patience: PATIENCE };
+        let headers = HeaderMap::new();
+        let authority = authority(&host, port);
+        let destination = Destination { sender, authority, target, patience: PATIENCE, headers };
         let answer = relay(onward, destination).await?;
         if !answer.status().is_success() {
             return Err(error_of(answer).await);

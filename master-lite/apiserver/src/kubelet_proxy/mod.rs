@@ -4,13 +4,13 @@
 //! Streams are relayed byte for byte: whatever of WebSocket and SPDY the client speaks, the kubelet answers.
 
 mod dial;
-mod headers;
+pub(crate) mod headers;
 mod location;
 mod logs;
 mod proxy;
-mod relay;
+pub(crate) mod relay;
 mod rewrite;
-mod service;
+pub(crate) mod service;
 mod streams;
 
 use std::collections::HashMap;

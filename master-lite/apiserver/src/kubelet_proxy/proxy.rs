@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::{HeaderName, HeaderValue, Method, Request, Response, StatusCode, header};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, header};
 use hyper::client::conn::http1::SendRequest;
 
 use super::Backend;
@@ -146,7 +146,13 @@ impl Connector for Proxy {
         })?;
         // The server behind sees the name by which the client knows it.
         let host = host(&request).unwrap_or(&source).to_owned();
-        let destination = Destination { sender, authority: host.clone(), target, patience: PATIENCE };
+        let destination = Destination {
+            sender,
+            authority: host.clone(),
+            target,
+            patience: PATIENCE,
+            headers: HeaderMap::new(),
+        };
         if is_upgrade(request.headers()) {
             return relay(request, destination).await;
         }

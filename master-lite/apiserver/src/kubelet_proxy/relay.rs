@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use http::{Request, Response, StatusCode, Uri, Version, header};
+use http::{HeaderMap, Request, Response, StatusCode, Uri, Version, header};
 use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
 use hyper::client::conn::http1::SendRequest;
@@ -26,19 +26,21 @@ const IDLE: Duration = Duration::from_secs(4 * 60 * 60);
 const CHECK: Duration = Duration::from_secs(60);
 
 /// Where a request goes on an open connection, and how long the head of its answer may take.
-pub(super) struct Destination {
+pub(crate) struct Destination {
     /// Connection to the backend.
-    pub(super) sender: SendRequest<Body>,
+    pub(crate) sender: SendRequest<Body>,
     /// `Host` header.
-    pub(super) authority: String,
+    pub(crate) authority: String,
     /// Path and query.
-    pub(super) target: String,
+    pub(crate) target: String,
     /// Deadline for the answer's head.
-    pub(super) patience: Duration,
+    pub(crate) patience: Duration,
+    /// What the backend is told besides what the client said.
+    pub(crate) headers: HeaderMap,
 }
 
 /// Relays. An answer other than an upgrade is returned with its body still streaming.
-pub(super) async fn relay(mut request: Request<Body>, mut to: Destination) -> Result<Response<Body>> {
+pub(crate) async fn relay(mut request: Request<Body>, mut to: Destination) -> Result<Response<Body>> {
     let client =
         is_upgrade(request.headers()).then(|| request.extensions_mut().remove::<OnUpgrade>()).flatten();
     if is_upgrade(request.headers()) && client.is_none() {
@@ -54,6 +56,7 @@ pub(super) async fn relay(mut request: Request<Body>, mut to: Destination) -> Re
     let host =
         to.authority.parse().map_err(|_bad_header| StatusError::internal("backend has no valid name"))?;
     onward.headers_mut().insert(header::HOST, host);
+    onward.headers_mut().extend(to.headers);
 
     let answer = match tokio::time::timeout(to.patience, to.sender.send_request(onward)).await {
         Ok(Ok(answer)) => answer,

@@ -70,13 +70,13 @@ pub(super) fn resolve(
 }
 
 /// The name of a service's port of that number.
-pub(super) fn port_name(service: &Value, number: u64) -> Option<&str> {
+pub(crate) fn port_name(service: &Value, number: u64) -> Option<&str> {
     let mut ports = service["spec"]["ports"].as_array().into_iter().flatten();
     ports.find(|p| p["port"].as_u64() == Some(number)).map(|p| text(p, "/name"))
 }
 
 /// The EndpointSlices of a service.
-pub(super) fn slices(reader: &dyn ObjectReader, namespace: &str, name: &str) -> Vec<Arc<Value>> {
+pub(crate) fn slices(reader: &dyn ObjectReader, namespace: &str, name: &str) -> Vec<Arc<Value>> {
     let mut found = reader.list(&GroupResource::new("discovery.k8s.io", "endpointslices"), Some(namespace));
     found.retain(|slice| slice["metadata"]["labels"]["kubernetes.io/service-name"] == name);
     found

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::{Request, Response};
+use http::{HeaderMap, Request, Response};
 
 use super::dial::Trust;
 use super::location::{container, kubelet};
@@ -69,8 +69,9 @@ impl Connector for Stream {
             target = format!("{target}?{query}");
         }
         let sender = self.backend.dialer.kubelet(&host, port, Trust::Signed).await?;
-        relay(request, Destination { sender, authority: authority(&host, port), target, patience: PATIENCE })
-            .await
+        let headers = HeaderMap::new();
+        let authority = authority(&host, port);
+        relay(request, Destination { sender, authority, target, patience: PATIENCE, headers }).await
     }
 }
 

@@ -7,6 +7,11 @@ use std::path::Path;
 
 use super::{KeyPairPem, PkiError};
 
+/// The cluster CA.
+pub(super) const CA: &str = "ca";
+/// The CA of front proxies.
+pub(super) const FRONT_PROXY_CA: &str = "front-proxy-ca";
+
 fn io(action: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> PkiError {
     let path = path.to_owned();
     move |source| PkiError::Io { action, path, source }
@@ -57,7 +62,7 @@ pub(super) fn read_pair(dir: &Path, name: &str) -> Result<Option<KeyPairPem>, Pk
         (Some(certificate), Some(key)) => Ok(Some(KeyPairPem { certificate, key })),
         // The key is written first, so a key alone is a crash between the two writes: make the pair anew, except
         // for a CA, whose key may have signed things already.
-        (None, Some(_)) if name != "ca" => Ok(None),
+        (None, Some(_)) if !matches!(name, CA | FRONT_PROXY_CA) => Ok(None),
         (None, None) => Ok(None),
         (Some(_), None) => Err(PkiError::HalfPair(certificate_path)),
         (None, Some(_)) => Err(PkiError::HalfPair(key_path)),

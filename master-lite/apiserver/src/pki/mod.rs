@@ -14,6 +14,8 @@ use rustls_pki_types::pem::PemObject as _;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 
 pub use issue::{Profile, Usage};
+
+use files::{CA, FRONT_PROXY_CA};
 pub use kubeconfig::Kubeconfig;
 
 /// What goes wrong with keys and certificates.
@@ -51,6 +53,9 @@ pub enum PkiError {
     HalfPair(PathBuf),
 }
 
+/// Name in the certificate that this server shows to servers of other groups.
+pub const FRONT_PROXY_CLIENT: &str = "front-proxy-client";
+
 /// Settings of [`Pki::load_or_create`].
 #[derive(Debug, Clone)]
 pub struct PkiConfig {
@@ -83,6 +88,8 @@ pub struct Pki {
     serving: KeyPairPem,
     kubelet_client: KeyPairPem,
     admin: KeyPairPem,
+    front_proxy_ca: KeyPairPem,
+    front_proxy_client: KeyPairPem,
     token_key: String,
 }
 
@@ -95,30 +102,19 @@ impl Pki {
     pub fn load_or_create(config: &PkiConfig) -> Result<Self, PkiError> {
         let dir = config.directory.as_path();
         files::make_directory(dir)?;
-        let ca = match files::read_pair(dir, "ca")? {
-            Some(pair) => pair,
-            None => {
-                let pair = issue::authority("kubernetes")?;
-                files::write_pair(dir, "ca", &pair)?;
-                pair
-            }
-        };
+        let ca = authority(dir, CA, "kubernetes")?;
         let ca_der = parse_certificate(&dir.join("ca.crt"), &ca.certificate)?;
-        let ensure = |name: &str, profile: &Profile| -> Result<KeyPairPem, PkiError> {
-            if let Some(pair) = files::read_pair(dir, name)?
-                && issue::still_good(&dir.join(format!("{name}.crt")), &pair, &ca_der, profile)?
-            {
-                return Ok(pair);
-            }
-            tracing::info!(certificate = name, "issuing");
-            let pair = issue::issue(&ca, profile)?;
-            files::write_pair(dir, name, &pair)?;
-            Ok(pair)
-        };
+        let ensure = |name: &str, profile: &Profile| certificate(dir, name, &ca, &ca_der, profile);
         let serving = ensure("apiserver", &serving_profile(config))?;
         let kubelet_client =
             ensure("apiserver-kubelet-client", &Profile::client("kube-apiserver-kubelet-client", None))?;
         let admin = ensure("admin", &Profile::client("kubernetes-admin", Some("system:masters")))?;
+        let front_proxy_ca = authority(dir, FRONT_PROXY_CA, "front-proxy-ca")?;
+        let front_proxy_der =
+            parse_certificate(&dir.join(format!("{FRONT_PROXY_CA}.crt")), &front_proxy_ca.certificate)?;
+        let profile = Profile::client(FRONT_PROXY_CLIENT, None);
+        let front_proxy_client =
+            certificate(dir, FRONT_PROXY_CLIENT, &front_proxy_ca, &front_proxy_der, &profile)?;
         let token_key = match files::read(&dir.join("sa.key"))? {
             Some(key) => key,
             None => {
@@ -129,7 +125,17 @@ impl Pki {
                 key
             }
         };
-        Ok(Self { directory: dir.to_owned(), ca, ca_der, serving, kubelet_client, admin, token_key })
+        Ok(Self {
+            directory: dir.to_owned(),
+            ca,
+            ca_der,
+            serving,
+            kubelet_client,
+            admin,
+            front_proxy_ca,
+            front_proxy_client,
+            token_key,
+        })
     }
 
     /// Where the files are.
@@ -150,6 +156,22 @@ impl Pki {
     /// The cluster CA with its key, for the certificate signing controller.
     pub fn ca(&self) -> &KeyPairPem {
         &self.ca
+    }
+
+    /// Certificate of the CA by which servers of other groups know this one. It signs nothing else: what it vouches
+    /// for may speak for any user.
+    pub fn front_proxy_ca_pem(&self) -> &str {
+        &self.front_proxy_ca.certificate
+    }
+
+    /// What the server shows to servers of other groups.
+    ///
+    /// # Errors
+    /// When certificate or key can't be read.
+    pub fn front_proxy_client(
+        &self,
+    ) -> Result<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>), PkiError> {
+        self.parse_pair(FRONT_PROXY_CLIENT, &self.front_proxy_client)
     }
 
     /// The server's certificate and key.
@@ -262,6 +284,35 @@ impl Pki {
     }
 }
 
+/// A CA of the directory, made if it is not there.
+fn authority(dir: &Path, name: &str, common_name: &str) -> Result<KeyPairPem, PkiError> {
+    if let Some(pair) = files::read_pair(dir, name)? {
+        return Ok(pair);
+    }
+    let pair = issue::authority(common_name)?;
+    files::write_pair(dir, name, &pair)?;
+    Ok(pair)
+}
+
+/// A certificate of the directory, issued if there is none that is still good.
+fn certificate(
+    dir: &Path,
+    name: &str,
+    ca: &KeyPairPem,
+    ca_der: &CertificateDer<'_>,
+    profile: &Profile,
+) -> Result<KeyPairPem, PkiError> {
+    if let Some(pair) = files::read_pair(dir, name)?
+        && issue::still_good(&dir.join(format!("{name}.crt")), &pair, ca_der, profile)?
+    {
+        return Ok(pair);
+    }
+    tracing::info!(certificate = name, "issuing");
+    let pair = issue::issue(ca, profile)?;
+    files::write_pair(dir, name, &pair)?;
+    Ok(pair)
+}
+
 /// Writes a file that holds credentials: mode 0600, in place at once, parent directories made.
 ///
 /// # Errors
@@ -325,12 +376,30 @@ mod tests {
         assert_eq!(first.ca.certificate, second.ca.certificate);
         assert_eq!(first.serving.certificate, second.serving.certificate);
         assert_eq!(first.token_key, second.token_key);
-        for key in ["ca.key", "apiserver.key", "sa.key", "admin.key", "apiserver-kubelet-client.key"] {
+        let keys = [
+            "ca.key",
+            "apiserver.key",
+            "sa.key",
+            "admin.key",
+            "apiserver-kubelet-client.key",
+            "front-proxy-ca.key",
+            "front-proxy-client.key",
+        ];
+        for key in keys {
             let mode = std::fs::metadata(dir.path().join("pki").join(key)).unwrap().permissions().mode();
             assert_eq!(mode & 0o777, 0o600, "{key}");
         }
         first.server_tls().unwrap();
         first.kubelet_tls().unwrap();
+        assert_eq!(first.front_proxy_client.certificate, second.front_proxy_client.certificate);
+        let (chain, _) = first.front_proxy_client().unwrap();
+        let (_, client) = x509_parser::parse_x509_certificate(&chain[0]).unwrap();
+        // Signed by its own CA and no other: who it is must not come from the cluster's.
+        for (pem, signed) in [(first.front_proxy_ca_pem(), true), (first.ca_certificate_pem(), false)] {
+            let (_, pem) = x509_parser::pem::parse_x509_pem(pem.as_bytes()).unwrap();
+            let authority = pem.parse_x509().unwrap();
+            assert_eq!(client.verify_signature(Some(authority.public_key())).is_ok(), signed);
+        }
     }
 
     #[test]
@@ -360,7 +429,12 @@ mod tests {
     fn a_lost_key_is_an_error_not_a_new_ca() {
         let dir = tempfile::tempdir().unwrap();
         Pki::load_or_create(&config(dir.path())).unwrap();
-        std::fs::remove_file(dir.path().join("pki/ca.key")).unwrap();
-        assert!(matches!(Pki::load_or_create(&config(dir.path())), Err(PkiError::HalfPair(_))));
+        for lost in ["ca.key", "front-proxy-ca.crt"] {
+            let path = dir.path().join("pki").join(lost);
+            let content = std::fs::read(&path).unwrap();
+            std::fs::remove_file(&path).unwrap();
+            assert!(matches!(Pki::load_or_create(&config(dir.path())), Err(PkiError::HalfPair(_))), "{lost}");
+            std::fs::write(&path, content).unwrap();
+        }
     }
 }

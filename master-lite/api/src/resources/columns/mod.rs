@@ -13,6 +13,7 @@ mod event;
 mod node;
 mod pod;
 mod policy;
+mod registration;
 mod service;
 mod storage;
 #[cfg(test)]
@@ -224,6 +225,7 @@ fn find(group: &str, kind: &str) -> &'static [Spec] {
         ("batch", "Job") => workload::JOB,
         ("rbac.authorization.k8s.io", "RoleBinding" | "ClusterRoleBinding") => access::ROLE_BINDING,
         ("certificates.k8s.io", "CertificateSigningRequest") => access::CERTIFICATE_SIGNING_REQUEST,
+        ("apiregistration.k8s.io", "APIService") => registration::API_SERVICE,
         ("autoscaling", "HorizontalPodAutoscaler") => policy::HORIZONTAL_POD_AUTOSCALER,
         ("autoscaling", "Scale") => policy::SCALE,
         ("policy", "PodDisruptionBudget") => policy::POD_DISRUPTION_BUDGET,

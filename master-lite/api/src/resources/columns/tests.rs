@@ -493,6 +493,21 @@ fn storage() {
 }
 
 #[test]
+fn api_services() {
+    let check =
+        |object: Value, expected: &str| check("apiregistration.k8s.io", "APIService", object, expected);
+    let status = |status: &str, reason: &str| json!({"conditions": [{"type": "Available", "status": status, "reason": reason}]});
+    check(json!({"spec": {}, "status": status("True", "Local")}), "x | Local | True | 16m");
+    let service = json!({"service": {"namespace": "n", "name": "s"}});
+    check(json!({"spec": service}), "x | n/s | Unknown | 16m");
+    check(
+        json!({"spec": service, "status": status("False", "MissingEndpoints")}),
+        "x | n/s | False (MissingEndpoints) | 16m",
+    );
+    check(json!({"spec": service, "status": status("False", "")}), "x | n/s | False | 16m");
+}
+
+#[test]
 fn autoscalers() {
     let check_hpa = |metrics: Value, current: Value, expected: &str| {
         check(

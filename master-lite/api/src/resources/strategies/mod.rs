@@ -3,12 +3,14 @@
 
 mod access;
 mod admission;
+mod autoscaling;
 mod device;
 mod event;
 mod network;
 pub(in crate::resources) mod pod;
 mod pod_template;
 mod policy;
+mod registration;
 mod ruled;
 mod simple;
 mod storage;
@@ -21,6 +23,7 @@ pub use admission::{
     MUTATING_BINDING, MUTATING_POLICY, MUTATING_WEBHOOKS, VALIDATING_BINDING, VALIDATING_POLICY,
     VALIDATING_WEBHOOKS,
 };
+pub use autoscaling::{Autoscaler, autoscaler_from_v1, autoscaler_to_v1};
 pub use device::{CLAIM_TEMPLATE, DEVICE_CLASS, RESOURCE_CLAIM, RESOURCE_SLICE};
 pub use event::{Event, event_from_core, event_to_core};
 pub use network::{
@@ -28,6 +31,7 @@ pub use network::{
 };
 pub use pod::{Pod, qos_class};
 pub use policy::{FLOW_SCHEMA, LIMIT_RANGE, PRIORITY_LEVEL, RESOURCE_QUOTA, RUNTIME_CLASS};
+pub use registration::{ApiService, local_condition};
 pub use simple::{ConfigMap, Lease, Namespace, Node, Plain, PriorityClass, Secret};
 pub use storage::{
     ATTACHMENT, ATTRIBUTES_CLASS, CAPACITY, CSI_DRIVER, CSI_NODE, PersistentVolume, PersistentVolumeClaim,

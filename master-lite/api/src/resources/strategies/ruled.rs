@@ -90,6 +90,17 @@ impl Ruled {
     }
 }
 
+/// Puts back what a write to `status` must not change of the metadata.
+pub(super) fn keep_metadata(new: &mut Value, old: &Value) {
+    let Some(meta) = new["metadata"].as_object_mut() else { return };
+    for field in ["labels", "annotations", "finalizers", "ownerReferences"] {
+        match &old["metadata"][field] {
+            Value::Null => meta.remove(field),
+            value => meta.insert(field.to_owned(), value.clone()),
+        };
+    }
+}
+
 impl Strategy for Ruled {
     fn default(&self, object: &mut Value) {
         (self.defaults)(object);
@@ -103,14 +114,7 @@ impl Strategy for Ruled {
         if !self.status_alone || context.subresource.is_empty() {
             return;
         }
-        if let Some(meta) = new["metadata"].as_object_mut() {
-            for field in ["labels", "annotations", "finalizers", "ownerReferences"] {
-                match &old["metadata"][field] {
-                    Value::Null => meta.remove(field),
-                    value => meta.insert(field.to_owned(), value.clone()),
-                };
-            }
-        }
+        keep_metadata(new, old);
     }
 
     fn validate_create(&self, _context: &StrategyContext, object: &Value) -> Vec<FieldError> {

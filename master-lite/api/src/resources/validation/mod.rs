@@ -32,6 +32,7 @@ mod pod_update;
 mod policy;
 mod probes;
 mod quota;
+mod registration;
 mod resources;
 mod rules;
 mod runtime_class;
@@ -80,6 +81,7 @@ pub(super) use policy::{controller_revision, disruption_budget, disruption_budge
 pub(super) use quota::{
     limit_range, resource_quota, resource_quota_status, resource_quota_update, resource_quota_warnings,
 };
+pub(super) use registration::{api_service, api_service_status};
 pub(super) use runtime_class::{runtime_class, runtime_class_update};
 pub(super) use service::{service, service_update};
 pub(super) use small::{lease, namespace, priority_class, priority_class_update};

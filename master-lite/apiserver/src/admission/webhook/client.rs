@@ -2,20 +2,18 @@
 
 use std::sync::Arc;
 
-use base64::Engine as _;
 use bytes::Bytes;
 use http::{Method, Request, StatusCode, Uri, header};
 use http_body_util::{BodyExt as _, Limited};
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
-use rustls::{ClientConfig, RootCertStore};
-use rustls_pki_types::pem::PemObject as _;
-use rustls_pki_types::{CertificateDer, ServerName};
+use rustls_pki_types::ServerName;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
 use super::hook::{Hook, Target};
 use crate::authz::rule::go_quote;
+use crate::backend_tls::{Trust, client_config};
 use crate::extension::full_body;
 use crate::kubelet_proxy::{Dialer, Duplex};
 
@@ -96,7 +94,7 @@ impl Client {
         path: &str,
         review: Vec<u8>,
     ) -> Result<(StatusCode, Bytes), String> {
-        let tls = hook.tls.get_or_init(|| tls(&hook.ca_bundle)).clone()?;
+        let tls = hook.tls.get_or_init(|| client_config(Trust::Bundle(&hook.ca_bundle), None)).clone()?;
         let name = ServerName::try_from(address.host.clone()).map_err(|error| error.to_string())?;
         let stream = self.connect(&hook.target, address).await?;
         let stream = TlsConnector::from(tls).connect(name, stream).await;
@@ -158,30 +156,6 @@ fn refusal(status: StatusCode, body: &[u8]) -> String {
             format!("the server responded with the status code {code} but did not return more information")
         }
     }
-}
-
-/// Whom to trust: the configuration's own CAs, or else the machine's.
-fn tls(ca_bundle: &str) -> Result<Arc<ClientConfig>, String> {
-    let mut roots = RootCertStore::empty();
-    if ca_bundle.is_empty() {
-        roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
-    } else {
-        let pem = base64::engine::general_purpose::STANDARD
-            .decode(ca_bundle)
-            .map_err(|error| format!("unable to load root certificates: {error}"))?;
-        let found = CertificateDer::pem_slice_iter(&pem).filter_map(Result::ok);
-        let (added, _) = roots.add_parsable_certificates(found);
-        if added == 0 {
-            return Err("unable to load root certificates: unable to parse bytes as PEM block".to_owned());
-        }
-    }
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let config = ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .map_err(|error| error.to_string())?
-        .with_root_certificates(roots)
-        .with_no_client_auth();
-    Ok(Arc::new(config))
 }
 
 #[cfg(test)]
