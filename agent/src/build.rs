@@ -62,6 +62,7 @@ pub async fn build(mut config: Config, shutdown: CancellationToken) -> anyhow::R
     let pods = PodManagerConfig {
         node_ips: config.node_ips.clone(),
         allocatable: node.allocatable(),
+        extended_resources: node.extended_resources(),
         memory_capacity: node.machine().memory,
         pid_capacity: keelson_kubelet::node::pid_capacity(),
         // Mounted by the kernel where SELinux is enabled.

@@ -3,6 +3,8 @@
 //! A pod counts as placed from the decision on ([`Cache::assume`]), not from when the API says so: otherwise the
 //! next pod would be given the same room. Nodes are shared by reference count, so that a snapshot costs one
 //! pointer a node, and only nodes that change while a snapshot lives are copied.
+//!
+//! A pod for which others were evicted is *nominated* to their node until it is placed: the room is kept for it.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -11,7 +13,7 @@ use k8s_openapi::api::core::v1::{Namespace, Node, Pod};
 use keelson_client::selector::Labels;
 use keelson_client::{meta, pods};
 
-use crate::node_info::{NodeInfo, PodInfo, Snapshot};
+use crate::node_info::{NodeInfo, Nomination, PodInfo, Snapshot};
 
 /// What the scheduler knows of the cluster.
 #[derive(Default)]
@@ -23,6 +25,7 @@ pub struct Cache {
     homeless: HashMap<String, BTreeMap<String, Arc<PodInfo>>>,
     namespaces: Arc<BTreeMap<String, Labels>>,
     image_spread: Arc<HashMap<String, usize>>,
+    nominated: Arc<BTreeMap<String, Nomination>>,
     turn: usize,
 }
 
@@ -34,6 +37,7 @@ impl Cache {
             nodes: self.nodes.values().cloned().collect(),
             namespaces: self.namespaces.clone(),
             image_spread: self.image_spread.clone(),
+            nominated: self.nominated.clone(),
             turn: self.turn,
         }
     }
@@ -98,7 +102,9 @@ impl Cache {
             Some(node) if !pods::is_terminal(pod) => {
                 self.place(Arc::new(PodInfo::new(pod.clone())), node.to_owned());
             }
-            Some(_) => self.remove_pod(meta::uid(&pod.metadata)),
+            Some(_) => {
+                self.remove_pod(meta::uid(&pod.metadata));
+            }
             // Not bound as far as the API knows, but perhaps we have just decided: the decision stays counted.
             None => {}
         }
@@ -107,6 +113,43 @@ impl Cache {
     /// Counts a pod as placed by decision. [`Cache::remove_pod`] takes that back when binding fails.
     pub fn assume(&mut self, pod: Arc<PodInfo>, node: &str) {
         self.place(pod, node.to_owned());
+    }
+
+    /// Keeps room on `node` for the pod.
+    pub fn nominate(&mut self, pod: Arc<PodInfo>, node: &str) {
+        let nomination = Nomination { node: node.to_owned(), pod: pod.clone() };
+        Arc::make_mut(&mut self.nominated).insert(pod.uid().to_owned(), nomination);
+    }
+
+    /// Keeps no room for the pod any more; where it was kept.
+    pub fn withdraw(&mut self, uid: &str) -> Option<String> {
+        if !self.nominated.contains_key(uid) {
+            return None;
+        }
+        Arc::make_mut(&mut self.nominated).remove(uid).map(|nomination| nomination.node)
+    }
+
+    /// Takes the API's word on the nomination of a pod that waits, where it is news: our own word may not have got
+    /// there yet. Whether room is free now that was kept.
+    pub fn follow_nomination(&mut self, old: Option<&Pod>, new: &Arc<Pod>) -> bool {
+        let (uid, wanted) = (meta::uid(&new.metadata), pods::nominated_node(new));
+        let is_news = old.is_none_or(|old| pods::nominated_node(old) != wanted);
+        let before = self.withdraw(uid);
+        let node = if is_news { wanted } else { before.as_deref() };
+        if let Some(node) = node {
+            self.nominate(Arc::new(PodInfo::new(new.clone())), node);
+        }
+        before.is_some() && before.as_deref() != node
+    }
+
+    /// Withdraws the nominations to `node` of pods of lower priority, for they may not fit there any more. The pods.
+    pub fn withdraw_lower(&mut self, node: &str, priority: i32) -> Vec<Arc<Pod>> {
+        let lower = |n: &&Nomination| n.node == node && n.pod.priority() < priority;
+        let lower: Vec<Arc<Pod>> = self.nominated.values().filter(lower).map(|n| n.pod.pod.clone()).collect();
+        for pod in &lower {
+            self.withdraw(meta::uid(&pod.metadata));
+        }
+        lower
     }
 
     /// Whether the pod is counted on some node.
@@ -125,9 +168,9 @@ impl Cache {
         }
     }
 
-    /// Counts a pod no more.
-    pub fn remove_pod(&mut self, uid: &str) {
-        let Some(node) = self.placed.remove(uid) else { return };
+    /// Counts a pod no more; whether it was counted.
+    pub fn remove_pod(&mut self, uid: &str) -> bool {
+        let Some(node) = self.placed.remove(uid) else { return false };
         if let Some(info) = self.nodes.get_mut(&node) {
             Arc::make_mut(info).remove_pod(uid);
         } else if let Some(pods) = self.homeless.get_mut(&node) {
@@ -136,6 +179,7 @@ impl Cache {
                 self.homeless.remove(&node);
             }
         }
+        true
     }
 }
 
@@ -165,6 +209,31 @@ mod tests {
             }))
             .unwrap(),
         )
+    }
+
+    #[test]
+    fn nominations_follow_the_api_and_our_own_word() {
+        let nominated = |node: Option<&str>| {
+            let mut pod = (*pod("p", None, "Pending")).clone();
+            pod.status.get_or_insert_default().nominated_node_name = node.map(str::to_owned);
+            Arc::new(pod)
+        };
+        let node = |cache: &mut Cache| cache.snapshot().nominated.get("p").map(|n| n.node.clone());
+        let mut cache = Cache::default();
+        assert!(!cache.follow_nomination(None, &nominated(Some("a"))));
+        assert_eq!(node(&mut cache).as_deref(), Some("a"));
+        // What is written but not seen yet is not undone by an echo of what was before.
+        cache.nominate(Arc::new(PodInfo::new(nominated(Some("a")))), "b");
+        assert!(!cache.follow_nomination(Some(&nominated(Some("a"))), &nominated(Some("a"))));
+        assert_eq!(node(&mut cache).as_deref(), Some("b"));
+        assert!(cache.follow_nomination(Some(&nominated(Some("b"))), &nominated(None)));
+        assert_eq!(node(&mut cache), None);
+        // Only lower priorities yield.
+        cache.nominate(Arc::new(PodInfo::new(nominated(None))), "a");
+        assert!(cache.withdraw_lower("a", 0).is_empty());
+        assert!(cache.withdraw_lower("b", 1).is_empty());
+        assert_eq!(cache.withdraw_lower("a", 1).len(), 1);
+        assert_eq!(cache.withdraw("p"), None);
     }
 
     fn check(cache: &mut Cache, cpu: i64) {

@@ -57,7 +57,9 @@ pub enum ClusterEvent {
     },
     /// A pod has been placed, or one that is placed has got other labels.
     PodPlaced(Arc<Pod>),
-    /// A placed pod has gone or ended, or asks for less.
+    /// The deletion of a placed pod has begun. It holds what it has until it is gone.
+    PodLeaving(Arc<Pod>),
+    /// A placed pod has gone or ended, or asks for less; or one that was nominated is so no longer.
     PodGone(Arc<Pod>),
 }
 
@@ -66,7 +68,8 @@ pub trait Filter: Sync {
     /// Upstream's name of the plugin.
     fn name(&self) -> &'static str;
 
-    /// Looks at the pod and the whole cluster once.
+    /// Looks at the pod and the whole cluster once. A filter that skips the pod skips it in the same cluster with fewer
+    /// pods too: preemption counts on that.
     fn prepare<'a>(&self, pod: &'a PodInfo, snapshot: &'a Snapshot) -> Prepared<'a>;
 
     /// Whether `event` may make a node fit for a pod that this plugin has rejected. To say yes too often costs

@@ -146,6 +146,11 @@ impl PodInfo {
     pub fn uid(&self) -> &str {
         meta::uid(&self.pod.metadata)
     }
+
+    /// The pod's priority.
+    pub fn priority(&self) -> i32 {
+        pods::priority(&self.pod)
+    }
 }
 
 fn containers(pod: &Pod) -> impl Iterator<Item = &Container> {
@@ -290,6 +295,44 @@ pub struct Snapshot {
     pub namespaces: Arc<BTreeMap<String, Labels>>,
     /// On how many nodes each image is, by its name with tag or digest.
     pub image_spread: Arc<HashMap<String, usize>>,
+    /// Pods that wait for room which was made for them, by uid.
+    pub nominated: Arc<BTreeMap<String, Nomination>>,
     /// Chooses among nodes of equal score, so that equal pods spread out.
     pub turn: usize,
+}
+
+/// A pod and the node on which room is kept for it (`status.nominatedNodeName`).
+#[derive(Debug, Clone)]
+pub struct Nomination {
+    /// The pod.
+    pub pod: Arc<PodInfo>,
+    /// The node's name.
+    pub node: String,
+}
+
+impl Snapshot {
+    /// Where in [`Snapshot::nodes`] the node of this name is.
+    pub fn position(&self, name: &str) -> Option<usize> {
+        self.nodes.binary_search_by(|node| node.name().cmp(name)).ok()
+    }
+
+    /// The node that `pod` is nominated to.
+    pub fn nominated_node(&self, pod: &PodInfo) -> Option<&str> {
+        self.nominated.get(pod.uid()).map(|nomination| nomination.node.as_str())
+    }
+
+    /// The pods that are nominated to a node and that `pod` must leave their room: those of its own priority or above.
+    pub fn ahead_of<'s>(&'s self, pod: &'s PodInfo, node: &'s str) -> impl Iterator<Item = &'s Arc<PodInfo>> {
+        let ahead = move |n: &&Nomination| {
+            n.node == node && n.pod.priority() >= pod.priority() && n.pod.uid() != pod.uid()
+        };
+        self.nominated.values().filter(ahead).map(|nomination| &nomination.pod)
+    }
+
+    /// The same cluster with another state of one node.
+    pub fn with_node(&self, at: usize, node: NodeInfo) -> Snapshot {
+        let mut changed = self.clone();
+        changed.nodes[at] = Arc::new(node);
+        changed
+    }
 }

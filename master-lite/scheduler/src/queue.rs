@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Pod;
-use keelson_client::meta;
+use keelson_client::{meta, pods};
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio::time::Instant;
@@ -48,8 +48,7 @@ impl Waiting {
     }
 
     fn rank(&self) -> Rank {
-        let priority = self.pod.spec.as_ref().and_then(|s| s.priority).unwrap_or(0);
-        (Reverse(priority), self.since, meta::uid(&self.pod.metadata).to_owned())
+        (Reverse(pods::priority(&self.pod)), self.since, meta::uid(&self.pod.metadata).to_owned())
     }
 }
 

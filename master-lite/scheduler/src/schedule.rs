@@ -1,55 +1,123 @@
 //! The decision: which node shall have a pod.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use keelson_client::pods;
-
-use crate::framework::{FitError, NodeCheck, Prepared, Rejection};
+use crate::framework::{Filter, FitError, NodeCheck, Prepared, Rejection};
 use crate::node_info::{NodeInfo, PodInfo, Snapshot};
 use crate::plugins;
 
-/// Chooses a node for `pod`: of those that every filter accepts the one with the best weighted score; among
-/// equals the snapshot's turn decides. Looks at nothing but its arguments.
+/// Chooses a node for `pod`: the one it is nominated to if that will do; else of those that every filter accepts the
+/// one with the best weighted score; among equals the snapshot's turn decides. Looks at nothing but its arguments.
 ///
 /// # Errors
 /// [`FitError`] says what each node lacks.
 pub fn schedule(pod: &PodInfo, snapshot: &Snapshot) -> Result<Arc<NodeInfo>, FitError> {
     let mut error = FitError { nodes: snapshot.nodes.len(), ..Default::default() };
-    let mut checks: Vec<(&'static str, NodeCheck)> = Vec::new();
-    for filter in plugins::FILTERS {
-        match filter.prepare(pod, snapshot) {
-            Prepared::Skip => {}
-            Prepared::Check(check) => checks.push((filter.name(), check)),
-            Prepared::Never(reason) => {
-                error.never = Some(reason);
-                error.plugins.insert(filter.name());
-                error.preemption = Some(unhelpful(error.nodes));
-                return Err(error);
-            }
+    let checks = match prepare(plugins::FILTERS, pod, snapshot) {
+        Ok(checks) => checks,
+        Err((plugin, reason)) => {
+            error.never = Some(reason);
+            error.plugins.insert(plugin);
+            return Err(error);
         }
+    };
+    let accepts = |at: usize| {
+        beside_nominated(plugins::FILTERS, pod, snapshot, at).and_then(|()| ask(&checks, &snapshot.nodes[at]))
+    };
+    // Room was made there: it is most likely the only node that will do.
+    let nominated = snapshot.nominated_node(pod).and_then(|name| snapshot.position(name));
+    if let Some(at) = nominated.filter(|at| accepts(*at).is_ok()) {
+        return Ok(snapshot.nodes[at].clone());
     }
     let mut feasible: Vec<&Arc<NodeInfo>> = Vec::new();
-    for node in &snapshot.nodes {
-        // As upstream the first filter that says no speaks for the node.
-        let refused = checks.iter().find_map(|(name, check)| Some((*name, check(node).err()?)));
-        match refused {
-            None => feasible.push(node),
-            Some((plugin, rejection)) => {
+    for (at, node) in snapshot.nodes.iter().enumerate() {
+        match accepts(at) {
+            Ok(()) => feasible.push(node),
+            Err((plugin, rejection)) => {
                 error.plugins.insert(plugin);
                 error.rejections.insert(node.name().to_owned(), rejection);
             }
         }
     }
-    match best(pod, &feasible, snapshot) {
-        Some(node) => Ok(node),
-        None => {
-            if error.nodes > 0 {
-                error.preemption = Some(preemption_message(pod, snapshot, &error.rejections));
-            }
-            Err(error)
+    best(pod, &feasible, snapshot).ok_or(error)
+}
+
+/// The name of the filter that said no, and what it said.
+pub(crate) type Refusal = (&'static str, Rejection);
+
+type Checks<'a> = Vec<(&'static str, NodeCheck<'a>)>;
+
+/// Prepares those of `filters` that the pod concerns.
+fn prepare<'a>(
+    filters: &[&dyn Filter],
+    pod: &'a PodInfo,
+    snapshot: &'a Snapshot,
+) -> Result<Checks<'a>, (&'static str, String)> {
+    let mut checks = Checks::new();
+    for filter in filters {
+        match filter.prepare(pod, snapshot) {
+            Prepared::Skip => {}
+            Prepared::Check(check) => checks.push((filter.name(), check)),
+            Prepared::Never(reason) => return Err((filter.name(), reason)),
         }
     }
+    Ok(checks)
+}
+
+/// As upstream the first filter that says no speaks for the node.
+fn ask(checks: &Checks<'_>, node: &NodeInfo) -> Result<(), Refusal> {
+    for (name, check) in checks {
+        check(node).map_err(|rejection| (*name, rejection))?;
+    }
+    Ok(())
+}
+
+fn ask_in(filters: &[&dyn Filter], pod: &PodInfo, snapshot: &Snapshot, at: usize) -> Result<(), Refusal> {
+    let checks = prepare(filters, pod, snapshot)
+        .map_err(|(plugin, reason)| (plugin, Rejection::unresolvable(reason)))?;
+    ask(&checks, &snapshot.nodes[at])
+}
+
+/// Whether the node at `at` still accepts the pod when those that come first have come there (as on it, they count for
+/// every filter).
+fn beside_nominated(
+    filters: &[&dyn Filter],
+    pod: &PodInfo,
+    snapshot: &Snapshot,
+    at: usize,
+) -> Result<(), Refusal> {
+    let node = &snapshot.nodes[at];
+    let mut ahead = snapshot.ahead_of(pod, node.name()).peekable();
+    if ahead.peek().is_none() {
+        return Ok(());
+    }
+    let mut crowded = (**node).clone();
+    ahead.for_each(|other| crowded.add_pod(other.clone()));
+    ask_in(filters, pod, &snapshot.with_node(at, crowded), at)
+}
+
+/// Whether the node at `at` accepts the pod, both with and without the pods that are nominated to it and come first: it
+/// is not certain that they will come, and the pod may need them (affinity) as well as their room.
+pub(crate) fn fits(
+    filters: &[&dyn Filter],
+    pod: &PodInfo,
+    snapshot: &Snapshot,
+    at: usize,
+) -> Result<(), Refusal> {
+    beside_nominated(filters, pod, snapshot, at)?;
+    ask_in(filters, pod, snapshot, at)
+}
+
+/// The filters that may say no about the pod in this cluster, or in one with fewer pods on its nodes.
+pub(crate) fn concerning(pod: &PodInfo, snapshot: &Snapshot) -> Vec<&'static dyn Filter> {
+    let mut crowded = snapshot.clone();
+    for nomination in snapshot.nominated.values() {
+        if let Some(at) = crowded.position(&nomination.node) {
+            Arc::make_mut(&mut crowded.nodes[at]).add_pod(nomination.pod.clone());
+        }
+    }
+    let concerns = |filter: &&dyn Filter| !matches!(filter.prepare(pod, &crowded), Prepared::Skip);
+    plugins::FILTERS.iter().copied().filter(concerns).collect()
 }
 
 fn best(pod: &PodInfo, feasible: &[&Arc<NodeInfo>], snapshot: &Snapshot) -> Option<Arc<NodeInfo>> {
@@ -69,41 +137,6 @@ fn best(pod: &PodInfo, feasible: &[&Arc<NodeInfo>], snapshot: &Snapshot) -> Opti
     let equals: Vec<&Arc<NodeInfo>> =
         feasible.iter().zip(&totals).filter(|(_, total)| *total == most).map(|(node, _)| *node).collect();
     equals.get(snapshot.turn % equals.len().max(1)).map(|node| (*node).clone())
-}
-
-fn unhelpful(nodes: usize) -> String {
-    format!("preemption: 0/{nodes} nodes are available: {nodes} Preemption is not helpful for scheduling.")
-}
-
-/// What upstream's preemption says where it finds nothing to do. Where evicting pods of lower priority might help
-/// the message says that they are not evicted.
-fn preemption_message(
-    pod: &PodInfo,
-    snapshot: &Snapshot,
-    rejections: &BTreeMap<String, Rejection>,
-) -> String {
-    let spec = pod.pod.spec.as_ref();
-    if spec.and_then(|s| s.preemption_policy.as_deref()) == Some("Never") {
-        return "preemption: not eligible due to preemptionPolicy=Never..".into();
-    }
-    let priority = spec.and_then(|s| s.priority).unwrap_or(0);
-    let mut reasons: BTreeMap<&str, usize> = BTreeMap::new();
-    for node in &snapshot.nodes {
-        let unresolvable = rejections.get(node.name()).is_none_or(|r| r.unresolvable);
-        let lower = node.pods.iter().any(|p| {
-            !pods::is_terminating(&p.pod)
-                && p.pod.spec.as_ref().and_then(|s| s.priority).unwrap_or(0) < priority
-        });
-        let reason = match (unresolvable, lower) {
-            (true, _) => "Preemption is not helpful for scheduling",
-            (false, false) => "No preemption victims found for incoming pod",
-            (false, true) => "node(s) had pods of lower priority, and this scheduler evicts none",
-        };
-        *reasons.entry(reason).or_default() += 1;
-    }
-    let mut counted: Vec<String> = reasons.iter().map(|(why, n)| format!("{n} {why}")).collect();
-    counted.sort();
-    format!("preemption: 0/{} nodes are available: {}.", snapshot.nodes.len(), counted.join(", "))
 }
 
 #[cfg(test)]

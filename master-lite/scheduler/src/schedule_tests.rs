@@ -5,44 +5,7 @@ use serde_json::{Value, json};
 
 use super::*;
 use crate::cache::Cache;
-
-fn merge(base: &mut Value, with: Value) {
-    match (base, with) {
-        (Value::Object(base), Value::Object(with)) => {
-            for (key, value) in with {
-                merge(base.entry(key).or_insert(Value::Null), value);
-            }
-        }
-        (base, with) => *base = with,
-    }
-}
-
-fn node(name: &str, with: Value) -> Node {
-    let mut node = json!({
-        "metadata": {"name": name, "labels": {"kubernetes.io/hostname": name}},
-        "status": {"allocatable": {"cpu": "2", "memory": "4Gi", "pods": "110"}},
-    });
-    merge(&mut node, with);
-    serde_json::from_value(node).unwrap()
-}
-
-fn pod(name: &str, with: Value) -> Pod {
-    let mut pod = json!({
-        "metadata": {"name": name, "uid": name, "namespace": "ns"},
-        "spec": {"containers": [{"name": "c"}]},
-    });
-    merge(&mut pod, with);
-    serde_json::from_value(pod).unwrap()
-}
-
-fn cpu(amount: &str) -> Value {
-    json!({"spec": {"containers": [{"name": "c", "resources": {"requests": {"cpu": amount}}}]}})
-}
-
-fn on(node: &str, mut with: Value) -> Value {
-    merge(&mut with, json!({"spec": {"nodeName": node}}));
-    with
-}
+use crate::testing::{cpu, node, on, pod, priority_of};
 
 #[track_caller]
 fn check_schedule(nodes: Vec<Node>, placed: Vec<Pod>, pod: Pod, expected: Result<&str, &str>) {
@@ -80,15 +43,13 @@ fn resources() {
         nodes(),
         vec![pod("x", on("b", cpu("1")))],
         pod("p", cpu("3")),
-        Err("0/2 nodes are available: 2 Insufficient cpu. preemption: 0/2 nodes are available: \
-             2 Preemption is not helpful for scheduling."),
+        Err("0/2 nodes are available: 2 Insufficient cpu."),
     );
     check_schedule(
         vec![node("a", json!({}))],
         vec![pod("x", on("a", cpu("1")))],
         pod("p", cpu("1500m")),
-        Err("0/1 nodes are available: 1 Insufficient cpu. preemption: 0/1 nodes are available: \
-             1 No preemption victims found for incoming pod."),
+        Err("0/1 nodes are available: 1 Insufficient cpu."),
     );
     check_schedule(
         vec![node("a", json!({"status": {"allocatable": {"pods": "1"}}}))],
@@ -110,8 +71,7 @@ fn resources() {
 fn taints_and_unschedulable() {
     let tainted = |effect: &str| json!({"spec": {"taints": [{"key": "k", "value": "v", "effect": effect}]}});
     let tolerating = json!({"spec": {"tolerations": [{"key": "k", "operator": "Exists"}]}});
-    let untolerated = Err("0/1 nodes are available: 1 node(s) had untolerated taint(s). preemption: \
-                           0/1 nodes are available: 1 Preemption is not helpful for scheduling.");
+    let untolerated = Err("0/1 nodes are available: 1 node(s) had untolerated taint(s).");
     check_schedule(vec![node("a", tainted("NoSchedule"))], vec![], pod("p", json!({})), untolerated);
     check_schedule(vec![node("a", tainted("NoExecute"))], vec![], pod("p", json!({})), untolerated);
     check_schedule(vec![node("a", tainted("NoSchedule"))], vec![], pod("p", tolerating), Ok("a"));
@@ -238,4 +198,35 @@ fn what_is_not_done_is_said() {
         pod("p", claim),
         Err("0/1 nodes are available: pod uses persistentvolumeclaim \"c\""),
     );
+}
+
+/// Room that is kept for `waits` on node `a` is not given to another of at most its priority.
+#[test]
+fn room_that_is_kept() {
+    let check = |priority: i32, expected: Option<&str>| {
+        let mut cache = Cache::default();
+        cache.set_node(Arc::new(node("a", json!({}))));
+        cache.nominate(Arc::new(PodInfo::new(Arc::new(pod("waits", priority_of(5, cpu("1")))))), "a");
+        let new = PodInfo::new(Arc::new(pod("p", priority_of(priority, cpu("1500m")))));
+        let got = schedule(&new, &cache.snapshot()).ok().map(|node| node.name().to_owned());
+        assert_eq!(got.as_deref(), expected, "priority {priority}");
+    };
+    check(4, None);
+    check(5, None);
+    check(6, Some("a"));
+}
+
+#[test]
+fn a_pod_goes_where_it_is_nominated_to() {
+    let mut cache = Cache::default();
+    for name in ["a", "b", "c"] {
+        cache.set_node(Arc::new(node(name, json!({}))));
+    }
+    cache.set_pod(&Arc::new(pod("x", on("b", cpu("1")))));
+    let new = PodInfo::new(Arc::new(pod("p", cpu("1"))));
+    cache.nominate(Arc::new(new.clone()), "b");
+    assert_eq!(schedule(&new, &cache.snapshot()).unwrap().name(), "b");
+    // Unless it doesn't fit there any more.
+    cache.set_pod(&Arc::new(pod("y", on("b", cpu("1")))));
+    assert_ne!(schedule(&new, &cache.snapshot()).unwrap().name(), "b");
 }

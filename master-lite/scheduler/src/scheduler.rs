@@ -1,14 +1,16 @@
 //! The loop: informers fill cache and queue, one task decides, bindings run beside it.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{Binding, Namespace, Node, ObjectReference, Pod, PodCondition};
+use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Status};
 use keelson_client::{
     Delta, EventType, Informer, Key, LeaderConfig, Recorder, meta, pods, run_as_leader, taints,
 };
-use kube::api::{Api, Patch, PatchParams, PostParams};
+use kube::api::{Api, PostParams};
 use kube::runtime::watcher;
 use parking_lot::Mutex;
 use serde_json::json;
@@ -16,13 +18,14 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::cache::Cache;
-use crate::framework::ClusterEvent;
-use crate::node_info::PodInfo;
+use crate::framework::{ClusterEvent, FitError};
+use crate::node_info::{PodInfo, Snapshot};
+use crate::preemption::{Candidate, Preemption, preempt};
 use crate::queue::{SchedulingQueue, Waiting};
 use crate::schedule;
 
-/// Longest that one binding may take.
-const BIND_TIMEOUT: Duration = Duration::from_secs(30);
+/// Longest that one call of the API may take.
+pub(crate) const API_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Settings of the scheduler.
 #[derive(Debug, Clone)]
@@ -55,13 +58,27 @@ pub async fn run(client: kube::Client, config: SchedulerConfig, shutdown: Cancel
     }
 }
 
-struct Scheduler {
-    client: kube::Client,
-    name: String,
-    recorder: Recorder,
-    cache: Mutex<Cache>,
-    queue: SchedulingQueue,
-    pods: Arc<Informer<Pod>>,
+pub(crate) struct Scheduler {
+    pub(crate) client: kube::Client,
+    pub(crate) name: String,
+    pub(crate) recorder: Recorder,
+    pub(crate) cache: Mutex<Cache>,
+    pub(crate) queue: SchedulingQueue,
+    pub(crate) pods: Arc<Informer<Pod>>,
+    budgets: Arc<Informer<PodDisruptionBudget>>,
+    /// Uids of pods whose victims are being told to go.
+    pub(crate) preempting: Mutex<HashSet<String>>,
+}
+
+/// What to say of the node that a pod is nominated to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Nominated {
+    /// Nothing.
+    AsBefore,
+    /// It is this one.
+    To(String),
+    /// There is none.
+    Nowhere,
 }
 
 async fn schedule_pods(client: kube::Client, config: &SchedulerConfig, shutdown: CancellationToken) {
@@ -72,6 +89,8 @@ async fn schedule_pods(client: kube::Client, config: &SchedulerConfig, shutdown:
         cache: Mutex::default(),
         queue: SchedulingQueue::default(),
         pods: Informer::new(),
+        budgets: Informer::new(),
+        preempting: Mutex::default(),
     });
     let (nodes, namespaces) = (Informer::<Node>::new(), Informer::<Namespace>::new());
     let on_pod = scheduler.clone();
@@ -85,12 +104,15 @@ async fn schedule_pods(client: kube::Client, config: &SchedulerConfig, shutdown:
     let list = watcher::Config::default().any_semantic();
     watches.spawn(nodes.clone().run(Api::all(client.clone()), list.clone(), shutdown.clone()));
     watches.spawn(namespaces.clone().run(Api::all(client.clone()), list.clone(), shutdown.clone()));
+    let budgets = scheduler.budgets.clone();
+    watches.spawn(budgets.run(Api::all(client.clone()), list.clone(), shutdown.clone()));
     watches.spawn(scheduler.pods.clone().run(Api::all(client), list, shutdown.clone()));
     tokio::select! {
         () = shutdown.cancelled() => {}
         () = async {
             nodes.synced().await;
             namespaces.synced().await;
+            scheduler.budgets.synced().await;
             scheduler.pods.synced().await;
             tracing::info!("scheduler started");
             scheduler.clone().work().await;
@@ -101,7 +123,7 @@ async fn schedule_pods(client: kube::Client, config: &SchedulerConfig, shutdown:
 }
 
 impl Scheduler {
-    fn is_ours(&self, pod: &Pod) -> bool {
+    pub(crate) fn is_ours(&self, pod: &Pod) -> bool {
         let name = pod.spec.as_ref().and_then(|s| s.scheduler_name.as_deref()).unwrap_or_default();
         // An absent name means the default scheduler.
         (name == self.name || (name.is_empty() && self.name == "default-scheduler"))
@@ -113,13 +135,18 @@ impl Scheduler {
         let pod = delta.object();
         let uid = meta::uid(&pod.metadata);
         if matches!(delta, Delta::Deleted(_)) {
-            self.cache.lock().remove_pod(uid);
             self.queue.remove(uid);
-            if pods::node_name(pod).is_some() {
+            let held = {
+                let mut cache = self.cache.lock();
+                let nominated = cache.withdraw(uid).is_some();
+                cache.remove_pod(uid) || nominated
+            };
+            if held {
                 self.queue.event(&ClusterEvent::PodGone(pod.clone()));
             }
             return;
         }
+        self.follow_nomination(delta);
         if pods::node_name(pod).is_some() {
             self.cache.lock().set_pod(pod);
             self.queue.remove(uid);
@@ -138,6 +165,23 @@ impl Scheduler {
                 Some(old) if !may_help_itself(old, pod) => self.queue.refresh(pod.clone()),
                 _ => self.queue.add(pod.clone()),
             }
+        }
+    }
+
+    /// Room that was kept for the pod may be free now.
+    fn follow_nomination(&self, delta: &Delta<Pod>) {
+        let pod = delta.object();
+        let mut cache = self.cache.lock();
+        let uid = meta::uid(&pod.metadata);
+        let freed = if self.is_ours(pod) && !cache.is_placed(uid) {
+            cache.follow_nomination(delta.old().map(|old| &**old), pod)
+        } else {
+            // Its place is taken, unless it is about to go.
+            cache.withdraw(uid).is_some() && pods::node_name(pod).is_none()
+        };
+        drop(cache);
+        if freed {
+            self.queue.event(&ClusterEvent::PodGone(pod.clone()));
         }
     }
 
@@ -170,7 +214,9 @@ impl Scheduler {
         while let Some((mut waiting, moves)) = self.queue.next().await {
             // The queue may hold a version that is a little old, or a pod that is gone.
             let Some(pod) = self.pods.get(&Key::of(&*waiting.pod)) else { continue };
-            let decided = self.cache.lock().is_placed(meta::uid(&pod.metadata));
+            let uid = meta::uid(&pod.metadata);
+            // One that is preempting comes back to the queue when its victims have been told.
+            let decided = self.cache.lock().is_placed(uid) || self.preempting.lock().contains(uid);
             if pod.metadata.uid != waiting.pod.metadata.uid || !self.is_ours(&pod) || decided {
                 continue;
             }
@@ -181,29 +227,74 @@ impl Scheduler {
 
     fn attempt(self: Arc<Self>, mut waiting: Waiting, moves: u64) {
         let info = Arc::new(PodInfo::new(waiting.pod.clone()));
-        let decision = {
+        let (decision, snapshot) = {
             let mut cache = self.cache.lock();
             let snapshot = cache.snapshot();
             let decision = schedule(&info, &snapshot);
             if let Ok(node) = &decision {
                 cache.assume(info.clone(), node.name());
             }
-            decision
+            (decision, snapshot)
         };
         match decision {
             Ok(node) => {
+                let withdrawn = self.cache.lock().withdraw(info.uid());
+                if withdrawn.is_some_and(|kept| kept != node.name()) {
+                    self.queue.event(&ClusterEvent::PodGone(waiting.pod.clone()));
+                }
                 let name = node.name().to_owned();
                 tokio::spawn(async move { self.bind(waiting, name).await });
             }
             Err(error) => {
                 waiting.rejected_by = error.plugins.clone();
-                let pod = waiting.pod.clone();
-                self.queue.failed(waiting, moves);
-                let message = error.to_string();
-                self.recorder.event(&*pod, EventType::Warning, "FailedScheduling", message.clone());
-                tokio::spawn(async move { self.report(&pod, "Unschedulable", &message).await });
+                self.make_room(waiting, moves, &info, error, &snapshot);
             }
         }
+    }
+
+    /// The pod fits nowhere: others are evicted for it if that helps, and it waits.
+    fn make_room(
+        self: Arc<Self>,
+        waiting: Waiting,
+        moves: u64,
+        info: &Arc<PodInfo>,
+        mut error: FitError,
+        snapshot: &Snapshot,
+    ) {
+        let pod = waiting.pod.clone();
+        let (mut evict, mut nominated): (Option<Candidate>, _) = (None, Nominated::Nowhere);
+        // Without nodes there is nobody to evict.
+        if error.nodes > 0 {
+            match preempt(info, snapshot, &error, &self.budgets.list(), &meta::now()) {
+                Preemption::Evict(candidate) => {
+                    nominated = Nominated::To(candidate.node.clone());
+                    evict = Some(candidate);
+                }
+                Preemption::NoCandidate(why) => error.preemption = Some(format!("preemption: {why}")),
+                Preemption::NotEligible(why) => {
+                    error.preemption = Some(format!("preemption: {why}"));
+                    nominated = Nominated::AsBefore;
+                }
+            }
+        }
+        match &nominated {
+            Nominated::To(node) => self.cache.lock().nominate(info.clone(), node),
+            Nominated::Nowhere if self.cache.lock().withdraw(info.uid()).is_some() => {
+                self.queue.event(&ClusterEvent::PodGone(pod.clone()));
+            }
+            Nominated::Nowhere | Nominated::AsBefore => {}
+        }
+        let message = error.to_string();
+        self.recorder.event(&*pod, EventType::Warning, "FailedScheduling", message.clone());
+        match evict {
+            Some(candidate) => {
+                self.preempting.lock().insert(info.uid().to_owned());
+                let scheduler = self.clone();
+                tokio::spawn(async move { scheduler.evict(waiting, moves, candidate).await });
+            }
+            None => self.queue.failed(waiting, moves),
+        }
+        tokio::spawn(async move { self.report(&pod, "Unschedulable", &message, &nominated).await });
     }
 
     async fn bind(&self, mut waiting: Waiting, node: String) {
@@ -225,7 +316,7 @@ impl Scheduler {
         let api: Api<Pod> = Api::namespaced(self.client.clone(), &key.namespace);
         let params = PostParams::default();
         let call = api.create_subresource::<Binding, Status>("binding", &key.name, &params, &binding);
-        let error = match tokio::time::timeout(BIND_TIMEOUT, call).await {
+        let error = match tokio::time::timeout(API_TIMEOUT, call).await {
             Ok(Ok(_)) => {
                 let message = format!("Successfully assigned {key} to {node}");
                 return self.recorder.event(&*waiting.pod, EventType::Normal, "Scheduled", message);
@@ -245,22 +336,27 @@ impl Scheduler {
         waiting.rejected_by.clear();
         self.queue.failed(waiting, 0);
         self.queue.event(&ClusterEvent::PodGone(present.clone()));
-        self.report(&present, "SchedulerError", &message).await;
+        self.report(&present, "SchedulerError", &message, &Nominated::Nowhere).await;
     }
 
-    /// Writes the pod's `PodScheduled` condition, if that changes it.
-    async fn report(&self, pod: &Pod, reason: &str, message: &str) {
-        if let Some(present) = pods::condition(pod, "PodScheduled")
-            && is_same(present, reason, message)
+    /// Writes the pod's `PodScheduled` condition and nomination, if that changes them.
+    async fn report(&self, pod: &Pod, reason: &str, message: &str, nominated: &Nominated) {
+        let known = pods::condition(pod, "PodScheduled");
+        let nominated = match nominated {
+            Nominated::AsBefore => pods::nominated_node(pod),
+            Nominated::To(node) => Some(node.as_str()),
+            Nominated::Nowhere => None,
+        };
+        if known.is_some_and(|known| is_same(known, reason, message))
+            && nominated == pods::nominated_node(pod)
         {
             return;
         }
-        let transition = pods::condition(pod, "PodScheduled")
+        let transition = known
             .filter(|c| c.status == "False")
             .and_then(|c| c.last_transition_time.clone())
             .unwrap_or_else(meta::now);
-        let patch = json!({
-            "metadata": {"uid": pod.metadata.uid},
+        let mut patch = json!({
             "status": {"conditions": [{
                 "type": "PodScheduled",
                 "status": "False",
@@ -271,16 +367,11 @@ impl Scheduler {
                 "lastTransitionTime": transition,
             }]},
         });
-        let api: Api<Pod> = Api::namespaced(self.client.clone(), meta::namespace(&pod.metadata));
-        let name = meta::name(&pod.metadata);
-        let (params, patch) = (PatchParams::default(), Patch::Strategic(patch));
-        let write = api.patch_status(name, &params, &patch);
-        match tokio::time::timeout(BIND_TIMEOUT, write).await {
-            Ok(Err(error)) if !meta::is_not_found(&error) && !meta::is_conflict(&error) => {
-                tracing::warn!(pod = %Key::of(pod), error = %meta::message(&error), "cannot report the pod's state");
-            }
-            Err(_) => tracing::warn!(pod = %Key::of(pod), "timed out reporting the pod's state"),
-            Ok(_) => {}
+        if nominated != pods::nominated_node(pod) {
+            patch["status"]["nominatedNodeName"] = json!(nominated);
+        }
+        if let Err(error) = self.patch_status(pod, patch).await {
+            tracing::warn!(pod = %Key::of(pod), error, "cannot report the pod's state");
         }
     }
 }
@@ -296,7 +387,7 @@ fn gates(pod: &Pod) -> &[k8s_openapi::api::core::v1::PodSchedulingGate] {
 }
 
 /// Whether a change of a waiting pod may make it fit: anything but its status.
-fn may_help_itself(old: &Pod, new: &Pod) -> bool {
+pub(crate) fn may_help_itself(old: &Pod, new: &Pod) -> bool {
     old.spec != new.spec
         || old.metadata.labels != new.metadata.labels
         || old.metadata.annotations != new.metadata.annotations
@@ -308,10 +399,12 @@ fn placed_pod_event(old: Option<&Pod>, new: &Arc<Pod>) -> Option<ClusterEvent> {
         return Some(ClusterEvent::PodPlaced(new.clone()));
     };
     let ended = pods::is_terminal(new) && !pods::is_terminal(old);
-    // A terminating pod holds its resources until it is gone, but spread constraints no longer count it.
-    let leaving = pods::is_terminating(new) && !pods::is_terminating(old);
-    if ended || leaving || pods::requests(old) != pods::requests(new) {
+    if ended || pods::requests(old) != pods::requests(new) {
         return Some(ClusterEvent::PodGone(new.clone()));
+    }
+    // A terminating pod holds its resources until it is gone, but spread constraints no longer count it.
+    if pods::is_terminating(new) && !pods::is_terminating(old) {
+        return Some(ClusterEvent::PodLeaving(new.clone()));
     }
     (old.metadata.labels != new.metadata.labels).then(|| ClusterEvent::PodPlaced(new.clone()))
 }

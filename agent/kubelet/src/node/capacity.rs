@@ -68,6 +68,11 @@ impl Capacity {
     }
 }
 
+/// Whether a resource is one that others write into the node's status, as for a device (`IsExtendedResourceName`).
+pub fn is_extended(name: &str) -> bool {
+    name.contains('/') && !name.contains("kubernetes.io/") && !name.starts_with("requests.")
+}
+
 /// Bytes in canonical form.
 fn binary(bytes: u64) -> String {
     quantity::Quantity::with_format(i64::try_from(bytes).unwrap_or(i64::MAX), Format::BinarySi).to_string()

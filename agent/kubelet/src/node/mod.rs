@@ -14,7 +14,7 @@ mod object;
 mod pressure;
 mod status;
 
-pub use capacity::Capacity;
+pub use capacity::{Capacity, is_extended};
 pub use conditions::{CGROUP_CONTROLLERS_MISSING, Observation};
 pub use events::{EventSeverity, NodeEvents};
 pub use flags::{FlagError, parse_labels, parse_taints};
@@ -130,6 +130,7 @@ pub struct NodeManager {
     /// The newest object that the API showed.
     node: watch::Sender<Option<Arc<Node>>>,
     spec: watch::Sender<NodeSpec>,
+    extended: watch::Sender<BTreeMap<String, Quantity>>,
     poke: Notify,
 }
 
@@ -155,6 +156,7 @@ impl NodeManager {
             events,
             node: watch::Sender::new(None),
             spec: watch::Sender::new(NodeSpec::default()),
+            extended: watch::Sender::default(),
             poke: Notify::new(),
         }))
     }
@@ -164,7 +166,12 @@ impl NodeManager {
         self.spec.subscribe()
     }
 
-    /// Resources that pods may ask for.
+    /// Extended resources that pods may ask for, as others have written them into the node's status.
+    pub fn extended_resources(&self) -> watch::Receiver<BTreeMap<String, Quantity>> {
+        self.extended.subscribe()
+    }
+
+    /// The machine's own resources that pods may ask for.
     pub fn allocatable(&self) -> BTreeMap<String, Quantity> {
         self.capacity.allocatable()
     }
@@ -331,19 +338,16 @@ impl NodeManager {
     /// Takes over a newer object. Patch answers and watch events race: an older version never replaces a newer.
     fn saw(&self, node: Node) {
         let spec = node.spec.clone().unwrap_or_default();
+        let allocatable = node.status.as_ref().and_then(|status| status.allocatable.as_ref());
+        let extended = status::extended(allocatable);
         let node = Arc::new(node);
         self.node.send_if_modified(|known| {
             if known.as_ref().is_some_and(|known| !object::is_newer(&node, known)) {
                 return false;
             }
             *known = Some(node);
-            self.spec.send_if_modified(|known| {
-                let changed = *known != spec;
-                if changed {
-                    *known = spec;
-                }
-                changed
-            });
+            send_if_new(&self.spec, spec);
+            send_if_new(&self.extended, extended);
             true
         });
     }
@@ -351,4 +355,14 @@ impl NodeManager {
     async fn keep_lease(&self) {
         lease::keep(&self.client, &self.config.name, self.node.subscribe()).await;
     }
+}
+
+fn send_if_new<T: PartialEq>(to: &watch::Sender<T>, value: T) {
+    to.send_if_modified(|known| {
+        let changed = *known != value;
+        if changed {
+            *known = value;
+        }
+        changed
+    });
 }

@@ -1,14 +1,18 @@
 //! `status` of the Node: what it should be, whether that is news, and the patch that says it.
 
+use std::collections::BTreeMap;
+
 use k8s_openapi::api::core::v1::{
     ContainerImage, DaemonEndpoint, NodeAddress, NodeDaemonEndpoints, NodeStatus, NodeSystemInfo,
 };
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use keelson_cri::Image;
 use serde_json::{Map, Value, json};
 
 use super::machine::architecture;
 use super::{
     CONTAINER_RUNTIME_VERSION, Capacity, KUBELET_VERSION, MachineInfo, NodeConfig, Observation, conditions,
+    is_extended,
 };
 
 /// Most images in the status: kubelet's nodeStatusMaxImages.
@@ -23,16 +27,27 @@ pub(super) struct Facts<'a> {
     pub capacity: &'a Capacity,
 }
 
-/// The status as it should be.
+/// The extended resources of a list: others write them, and we leave them.
+pub(super) fn extended(list: Option<&BTreeMap<String, Quantity>>) -> BTreeMap<String, Quantity> {
+    let all = list.into_iter().flatten();
+    all.filter(|(name, _)| is_extended(name)).map(|(name, amount)| (name.clone(), amount.clone())).collect()
+}
+
+/// The status as it should be. Extended resources in the capacity are allocatable whole.
 pub(super) fn compute(
     facts: &Facts<'_>,
     observation: &Observation,
     before: Option<&NodeStatus>,
 ) -> NodeStatus {
+    let extended = extended(before.and_then(|before| before.capacity.as_ref()));
+    let with_extended = |mut own: BTreeMap<String, Quantity>| {
+        own.extend(extended.clone());
+        Some(own)
+    };
     NodeStatus {
         addresses: Some(addresses(facts.config)),
-        capacity: Some(facts.capacity.capacity()),
-        allocatable: Some(facts.capacity.allocatable()),
+        capacity: with_extended(facts.capacity.capacity()),
+        allocatable: with_extended(facts.capacity.allocatable()),
         conditions: Some(conditions::compute(observation, before)),
         daemon_endpoints: Some(NodeDaemonEndpoints {
             kubelet_endpoint: Some(DaemonEndpoint { port: i32::from(facts.config.kubelet_port) }),
@@ -112,11 +127,16 @@ pub(super) fn patch(before: Option<&NodeStatus>, wanted: &NodeStatus) -> Value {
     let mut status = Map::new();
     let mut put = |field: &str, value: Value| status.insert(field.to_owned(), value);
     put("conditions", json!(wanted.conditions));
-    if before.is_none_or(|before| before.capacity != wanted.capacity) {
-        put("capacity", json!(wanted.capacity));
-    }
-    if before.is_none_or(|before| before.allocatable != wanted.allocatable) {
-        put("allocatable", json!(wanted.allocatable));
+    let lists = |status: &NodeStatus| [status.capacity.clone(), status.allocatable.clone()];
+    let (was, will) = (before.map(lists).unwrap_or_default(), lists(wanted));
+    for ((field, was), will) in ["capacity", "allocatable"].into_iter().zip(&was).zip(&will) {
+        if was != will {
+            // What goes must be named: the lists are merged.
+            let gone = was.iter().flatten().filter(|(name, _)| will.iter().all(|w| !w.contains_key(*name)));
+            let mut list: Map<String, Value> = gone.map(|(name, _)| (name.clone(), Value::Null)).collect();
+            list.extend(will.iter().flatten().map(|(name, amount)| (name.clone(), json!(amount))));
+            put(field, list.into());
+        }
     }
     if before.is_none_or(|before| before.daemon_endpoints != wanted.daemon_endpoints) {
         put("daemonEndpoints", json!(wanted.daemon_endpoints));
@@ -175,6 +195,29 @@ mod tests {
         let addresses = moved["status"]["addresses"].as_array().unwrap();
         assert_eq!(addresses.len(), 4);
         assert_eq!(addresses[3]["$patch"], "replace");
+    }
+
+    #[test]
+    fn extended_resources_of_others_stay() {
+        let amount = |n: u32| Quantity(n.to_string());
+        let mut first = wanted(&["10.0.0.1"], 0, None);
+        first.capacity.as_mut().unwrap().insert("example.com/foo".into(), amount(5));
+        let second = wanted(&["10.0.0.1"], 10, Some(&first));
+        assert_eq!(second.allocatable.as_ref().unwrap()["example.com/foo"], amount(5));
+        let patched = patch(Some(&first), &second);
+        assert_eq!(patched["status"]["allocatable"]["example.com/foo"], "5");
+        assert_eq!(patched["status"]["capacity"], Value::Null);
+        assert!(!changed(Some(&second), &wanted(&["10.0.0.1"], 20, Some(&second))));
+        // What has no capacity any more is not allocatable either; what is not extended is ours to say.
+        first = second;
+        let capacity = first.capacity.as_mut().unwrap();
+        capacity.remove("example.com/foo");
+        capacity.insert("kubernetes.io/bar".into(), amount(1));
+        let patched = patch(Some(&first), &wanted(&["10.0.0.1"], 20, Some(&first)));
+        let lists = [&patched["status"]["allocatable"], &patched["status"]["capacity"]];
+        assert_eq!(lists.map(|list| list.as_object().unwrap().len()), [5, 5]);
+        assert_eq!(lists[0].get("example.com/foo"), Some(&Value::Null));
+        assert_eq!(lists[1].get("kubernetes.io/bar"), Some(&Value::Null));
     }
 
     #[test]

@@ -10,6 +10,7 @@ use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 
 use super::podext::{PodExt, container_of_ephemeral, is_sidecar};
 use super::qos::{Side, amount, pod_amount};
+use crate::node::is_extended;
 use crate::status::generate::Verdict;
 
 fn unsupported(what: impl Into<String>) -> Option<Verdict> {
@@ -149,7 +150,10 @@ pub fn lacking(pod: &Pod, others: &[Arc<Pod>], allocatable: &BTreeMap<String, Qu
         }
     }
     let mut names: Vec<&str> = vec!["cpu", "memory", "ephemeral-storage"];
-    names.extend(allocatable.keys().map(String::as_str).filter(|n| n.starts_with("hugepages-")));
+    // An extended resource that the node's object does not list is not the node's: those of a whole cluster are counted
+    // elsewhere.
+    let counted = |name: &&str| name.starts_with("hugepages-") || is_extended(name);
+    names.extend(allocatable.keys().map(String::as_str).filter(counted));
     for name in names {
         let requested = pod_amount(pod, Side::Requests, name);
         let Some(capacity) = allocatable.get(name).map(|q| amount(name, q)).filter(|_| requested > 0) else {
@@ -160,15 +164,7 @@ pub fn lacking(pod: &Pod, others: &[Arc<Pod>], allocatable: &BTreeMap<String, Qu
             return Some(verdict(name, requested, used, capacity));
         }
     }
-    // Extended resources come from device plugins, which this node does not have.
-    let extended = PodExt::spec(pod).containers.iter().chain(pod.init_containers()).find_map(|c| {
-        let limits = c.resources.as_ref().and_then(|r| r.limits.as_ref())?;
-        limits.keys().find(|n| n.contains('/') && !allocatable.contains_key(*n)).cloned()
-    });
-    extended.map(|name| Verdict {
-        reason: "UnexpectedAdmissionError".into(),
-        message: format!("this node has no resource {name}"),
-    })
+    None
 }
 
 #[cfg(test)]
@@ -244,5 +240,22 @@ mod tests {
         assert!(verdict.message.ends_with("requested: 600, used: 1500, capacity: 2000"));
         let full = [Arc::new(pod("o", "0")), Arc::new(pod("o2", "0"))];
         assert_eq!(fits(&pod("n", "0"), &full, &allocatable).unwrap().reason, "OutOfpods");
+    }
+
+    #[test]
+    fn extended_resources_are_counted_where_the_node_has_them() {
+        let pod = |uid: &str, name: &str, amount: &str| {
+            let resources = json!({"requests": {name: amount}, "limits": {name: amount}});
+            let mut p = pod_json(json!({"containers": [{"name": "a", "resources": resources}]}));
+            p.metadata.uid = Some(uid.into());
+            p
+        };
+        let allocatable = BTreeMap::from([("example.com/foo".into(), Quantity("5".into()))]);
+        let others = [Arc::new(pod("o", "example.com/foo", "2"))];
+        assert_eq!(fits(&pod("n", "example.com/foo", "3"), &others, &allocatable), None);
+        let verdict = fits(&pod("n", "example.com/foo", "4"), &others, &allocatable).unwrap();
+        assert_eq!(verdict.reason, "OutOfexample.com/foo");
+        assert!(verdict.message.ends_with("requested: 4, used: 2, capacity: 5"));
+        assert_eq!(fits(&pod("n", "example.com/bar", "4"), &others, &allocatable), None);
     }
 }

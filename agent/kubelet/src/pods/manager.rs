@@ -10,6 +10,7 @@ use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use keelson_cri::{ImageService, RuntimeService};
 use kube::runtime::reflector::{self, store::Writer};
 use parking_lot::Mutex;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::context::Context;
@@ -48,6 +49,8 @@ pub struct PodManagerConfig {
     pub cgroup_parent: String,
     /// Allocatable resources of the node: `cpu`, `memory`, `pods`, `ephemeral-storage`, `hugepages-…`.
     pub allocatable: BTreeMap<String, Quantity>,
+    /// Extended resources of the node: others may give it some at any time.
+    pub extended_resources: watch::Receiver<BTreeMap<String, Quantity>>,
     /// Memory of the machine in bytes: the base of `oom_score_adj`.
     pub memory_capacity: u64,
     /// Most process ids of the machine: what all pods together may have.
@@ -73,6 +76,7 @@ impl PodManagerConfig {
             etc_hosts: "/etc/hosts".into(),
             cgroup_parent: "kubepods".into(),
             allocatable: BTreeMap::new(),
+            extended_resources: watch::Sender::default().subscribe(),
             memory_capacity: 0,
             pid_capacity: None,
             pod_pids_limit: None,
@@ -114,7 +118,7 @@ impl PodManager {
         let ctx = Context {
             objects: ObjectCache::new(client.clone()),
             puller: Puller::new(clock),
-            allocations: Allocations::new(config.allocatable.clone()),
+            allocations: Allocations::new(config.allocatable.clone(), config.extended_resources.clone()),
             config,
             client,
             runtime,

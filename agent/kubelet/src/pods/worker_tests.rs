@@ -66,7 +66,7 @@ async fn bench_with(pod: Pod, prepare: impl FnOnce(&FakeRuntime) -> Vec<String>)
     let ctx = Arc::new(Context {
         objects: ObjectCache::new(client.clone()),
         puller: Puller::new(clock),
-        allocations: Allocations::new(config.allocatable.clone()),
+        allocations: Allocations::new(config.allocatable.clone(), config.extended_resources.clone()),
         config,
         client,
         runtime: runtime.clone(),

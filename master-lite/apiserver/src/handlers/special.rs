@@ -310,6 +310,10 @@ async fn bind(call: &Call, body: Bytes) -> Result<Response<Body>> {
             return Err(conflict(format!("pod {name} has non-empty .spec.schedulingGates")));
         }
         pod["spec"]["nodeName"] = node.into();
+        // It has come where it was to come, or elsewhere: either way the hint is of no use any more.
+        if let Some(status) = pod["status"].as_object_mut() {
+            status.remove("nominatedNodeName");
+        }
         for (key, value) in binding["metadata"]["annotations"].as_object().into_iter().flatten() {
             pod["metadata"]["annotations"][key] = value.clone();
         }

@@ -81,6 +81,7 @@ impl Filter for InterPodAffinity {
     fn wakes(&self, _: &Pod, event: &ClusterEvent) -> bool {
         match event {
             ClusterEvent::PodPlaced(_) | ClusterEvent::PodGone(_) => true,
+            ClusterEvent::PodLeaving(_) => false,
             ClusterEvent::Node { old, new } => {
                 old.as_ref().is_none_or(|old| old.metadata.labels != new.metadata.labels)
             }

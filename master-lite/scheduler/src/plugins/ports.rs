@@ -32,7 +32,7 @@ impl Filter for NodePorts {
         match event {
             ClusterEvent::Node { old, .. } => old.is_none(),
             ClusterEvent::PodGone(gone) => !PodInfo::new(gone.clone()).host_ports.is_empty(),
-            ClusterEvent::PodPlaced(_) => false,
+            ClusterEvent::PodPlaced(_) | ClusterEvent::PodLeaving(_) => false,
         }
     }
 }

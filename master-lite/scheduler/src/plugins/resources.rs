@@ -36,7 +36,7 @@ impl Filter for Fit {
     fn wakes(&self, pod: &Pod, event: &ClusterEvent) -> bool {
         match event {
             ClusterEvent::PodGone(_) => true,
-            ClusterEvent::PodPlaced(_) => false,
+            ClusterEvent::PodPlaced(_) | ClusterEvent::PodLeaving(_) => false,
             ClusterEvent::Node { new, .. } => {
                 let allocatable = new.status.as_ref().and_then(|s| s.allocatable.as_ref());
                 pods::requests(pod).iter().all(|(name, wanted)| {

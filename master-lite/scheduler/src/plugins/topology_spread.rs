@@ -156,7 +156,9 @@ impl Filter for PodTopologySpread {
 
     fn wakes(&self, pod: &Pod, event: &ClusterEvent) -> bool {
         match event {
-            ClusterEvent::PodPlaced(other) | ClusterEvent::PodGone(other) => {
+            ClusterEvent::PodPlaced(other)
+            | ClusterEvent::PodLeaving(other)
+            | ClusterEvent::PodGone(other) => {
                 meta::namespace(&pod.metadata) == meta::namespace(&other.metadata)
             }
             ClusterEvent::Node { .. } => true,

@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime};
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use parking_lot::Mutex;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 
 use crate::pods::admission;
 use crate::pods::podext::PodExt;
@@ -71,15 +71,27 @@ struct Waiting {
 
 /// Hands the node's room out: one decision at a time, whichever pod's worker asks.
 pub struct Allocations {
-    allocatable: BTreeMap<String, Quantity>,
+    /// The machine's own resources.
+    own: BTreeMap<String, Quantity>,
+    /// Those that others have written into the node's status.
+    extended: watch::Receiver<BTreeMap<String, Quantity>>,
     waiting: Mutex<HashMap<String, Waiting>>,
     changed: Notify,
 }
 
 impl Allocations {
-    /// Of a node with these resources.
-    pub fn new(allocatable: BTreeMap<String, Quantity>) -> Self {
-        Self { allocatable, waiting: Mutex::default(), changed: Notify::new() }
+    /// Of a node with these resources of its own, and those that others give it.
+    pub fn new(
+        own: BTreeMap<String, Quantity>,
+        extended: watch::Receiver<BTreeMap<String, Quantity>>,
+    ) -> Self {
+        Self { own, extended, waiting: Mutex::default(), changed: Notify::new() }
+    }
+
+    fn allocatable(&self) -> BTreeMap<String, Quantity> {
+        let mut all = self.extended.borrow().clone();
+        all.extend(self.own.clone());
+        all
     }
 
     /// Waits until what pods have may have changed; one waiter at a time.
@@ -91,7 +103,7 @@ impl Allocations {
     pub fn admit(&self, table: &PodTable, pod: &Pod) -> Option<Verdict> {
         let _one_at_a_time = self.waiting.lock();
         self.changed.notify_one();
-        admission::fits(pod, &table.ahead_of(pod), &self.allocatable)
+        admission::fits(pod, &table.ahead_of(pod), &self.allocatable())
     }
 
     /// Gives a pod its new resources (the table then shows them), or remembers that it waits for them; `wake` is notified
@@ -107,7 +119,7 @@ impl Allocations {
         let mut waiting = self.waiting.lock();
         self.changed.notify_one();
         let uid = PodExt::uid(&**wanted);
-        let verdict = judge(wanted, &table.pods(), &self.allocatable);
+        let verdict = judge(wanted, &table.pods(), &self.allocatable());
         match &verdict {
             Ok(()) => {
                 waiting.remove(uid);
@@ -139,9 +151,10 @@ impl Allocations {
         let mut waiting = self.waiting.lock();
         let mut order: Vec<(_, String)> = waiting.iter().map(|(uid, w)| (rank(w), uid.clone())).collect();
         order.sort();
+        let allocatable = self.allocatable();
         for (_, uid) in order {
             let Some(entry) = waiting.get(&uid) else { continue };
-            if judge(&entry.wanted, &table.pods(), &self.allocatable).is_ok() {
+            if judge(&entry.wanted, &table.pods(), &allocatable).is_ok() {
                 // The room is kept for it until its worker comes for it.
                 table.allocate(entry.wanted.clone());
                 entry.wake.notify_one();
@@ -172,7 +185,8 @@ mod tests {
     }
 
     fn bench() -> (Allocations, PodTable) {
-        let node = Allocations::new(BTreeMap::from([("cpu".into(), Quantity("4".into()))]));
+        let own = BTreeMap::from([("cpu".into(), Quantity("4".into()))]);
+        let node = Allocations::new(own, watch::Sender::default().subscribe());
         (node, PodTable::default())
     }
 
