@@ -123,6 +123,9 @@ impl Desk {
 
     fn desire(&mut self, pod: Pod, removed: bool) {
         let uid = PodExt::uid(&pod).to_owned();
+        if removed {
+            self.table.gone(&uid);
+        }
         let desired = Desired { pod: Arc::new(pod), removed };
         if let Some(worker) = self.workers.get(&uid) {
             // A worker that has just ended has no use for it.
@@ -149,6 +152,7 @@ impl Desk {
         let listed = self.listed.take().unwrap_or_default();
         for (uid, worker) in &self.workers {
             if !listed.contains(uid) {
+                self.table.gone(uid);
                 worker.desired.send_modify(|d| d.removed = true);
             }
         }

@@ -18,6 +18,8 @@ pub struct PodEntry {
     pub pod: Arc<Pod>,
     /// The runtime's view.
     pub observed: Arc<ObservedPod>,
+    /// The API has it no more: who deletes a pod by force has its resources given to others at once, as upstream.
+    gone: bool,
 }
 
 /// All pods of this node by uid.
@@ -29,7 +31,16 @@ pub struct PodTable {
 impl PodTable {
     /// Adds a pod or replaces what is known of it.
     pub fn set(&self, pod: Arc<Pod>, observed: Arc<ObservedPod>) {
-        self.entries.write().insert(PodExt::uid(&*pod).to_owned(), PodEntry { pod, observed });
+        let mut entries = self.entries.write();
+        let gone = entries.get(PodExt::uid(&*pod)).is_some_and(|entry| entry.gone);
+        entries.insert(PodExt::uid(&*pod).to_owned(), PodEntry { pod, observed, gone });
+    }
+
+    /// The API has the pod no more. What it holds is not counted from now on.
+    pub fn gone(&self, uid: &str) {
+        if let Some(entry) = self.entries.write().get_mut(uid) {
+            entry.gone = true;
+        }
     }
 
     /// The pod is allocated other resources: from now on they count.
@@ -59,6 +70,11 @@ impl PodTable {
         self.entries.read().values().map(|e| e.pod.clone()).collect()
     }
 
+    /// The pods whose resources count.
+    pub fn counted(&self) -> Vec<Arc<Pod>> {
+        self.entries.read().values().filter(|e| !e.gone).map(|e| e.pod.clone()).collect()
+    }
+
     /// The pods whose resources are taken before this one's: those that have a sandbox, and those made earlier. Two
     /// pods that arrive together must not each count the other, or neither would be admitted.
     pub fn ahead_of(&self, pod: &Pod) -> Vec<Arc<Pod>> {
@@ -66,7 +82,7 @@ impl PodTable {
         let own = age(pod);
         let entries = self.entries.read();
         let ahead = entries.values().filter(|e| !e.observed.sandboxes.is_empty() || age(&e.pod) < own);
-        ahead.map(|e| e.pod.clone()).collect()
+        ahead.filter(|e| !e.gone).map(|e| e.pod.clone()).collect()
     }
 
     /// Reads something of a container: the newest, or the one before it.
@@ -112,5 +128,22 @@ mod tests {
         assert_eq!((table.ahead_of(&a).len(), table.ahead_of(&b).len()), (0, 1));
         table.set(b.clone(), Arc::new(ObservedPod::new(vec![cri_sandbox(0, true)], vec![])));
         assert_eq!(table.ahead_of(&a).len(), 1);
+    }
+
+    #[test]
+    fn a_pod_that_the_api_has_no_more_does_not_count() {
+        let pod = |uid: &str| {
+            let mut p = pod_json(serde_json::json!({"containers": []}));
+            p.metadata.uid = Some(uid.into());
+            Arc::new(p)
+        };
+        let table = PodTable::default();
+        let (old, new) = (pod("a"), pod("b"));
+        table.set(old.clone(), Arc::default());
+        table.set(new.clone(), Arc::default());
+        table.gone("a");
+        // Its worker still has to end it.
+        table.set(old, Arc::new(ObservedPod::new(vec![cri_sandbox(0, true)], vec![])));
+        assert_eq!((table.ahead_of(&new).len(), table.counted().len(), table.pods().len()), (0, 1, 2));
     }
 }

@@ -119,7 +119,7 @@ impl Allocations {
         let mut waiting = self.waiting.lock();
         self.changed.notify_one();
         let uid = PodExt::uid(&**wanted);
-        let verdict = judge(wanted, &table.pods(), &self.allocatable());
+        let verdict = judge(wanted, &table.counted(), &self.allocatable());
         match &verdict {
             Ok(()) => {
                 waiting.remove(uid);
@@ -154,7 +154,7 @@ impl Allocations {
         let allocatable = self.allocatable();
         for (_, uid) in order {
             let Some(entry) = waiting.get(&uid) else { continue };
-            if judge(&entry.wanted, &table.pods(), &allocatable).is_ok() {
+            if judge(&entry.wanted, &table.counted(), &allocatable).is_ok() {
                 // The room is kept for it until its worker comes for it.
                 table.allocate(entry.wanted.clone());
                 entry.wake.notify_one();
