@@ -36,7 +36,7 @@ pub(super) const PRIORITY_CLASS: &[Spec] = &[
         (o["globalDefault"] == true).into()
     }),
     AGE,
-    text("PreemptionPolicy", "Whether its pods may evict others.", |o, _| get(o, "preemptionPolicy")).wide(),
+    text("PreemptionPolicy", "Whether its pods may evict others.", |o, _| get(o, "preemptionPolicy")),
 ];
 
 pub(super) const WEBHOOKS: &[Spec] =

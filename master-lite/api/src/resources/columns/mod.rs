@@ -19,6 +19,8 @@ mod storage;
 #[cfg(test)]
 mod tests;
 mod tree;
+#[cfg(test)]
+mod upstream_tests;
 mod workload;
 
 use std::sync::Arc;

@@ -44,6 +44,11 @@ impl Strategy for Autoscaler {
         }
         drop_annotations(object);
     }
+
+    fn warnings(&self, _new: &Value, old: Option<&Value>) -> Vec<String> {
+        let words = "no controller of this cluster scales by metrics: the HorizontalPodAutoscaler is kept, but has no effect";
+        if old.is_none() { vec![words.to_owned()] } else { Vec::new() }
+    }
 }
 
 fn default_rules(behavior: &mut Value, direction: &str, policies: &[Value]) {
