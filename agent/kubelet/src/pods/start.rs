@@ -67,7 +67,7 @@ pub async fn start_container(ctx: &Context, input: &StartInput<'_>) -> Result<St
         say(EventType::Warning, "Failed", format!("Error: {message}"));
         StartError::new(reason, message)
     };
-    let image_volumes = phase("image_volumes", image_volumes(ctx, input)).await?;
+    let image_volumes = image_volumes(ctx, input).await?;
     let who = PullFor::container(input.pod, input.kind, input.container, input.objects);
     let image = match phase("image", ctx.puller.ensure(&*ctx.images, &ctx.events, &who)).await {
         Ok(image) => image,
@@ -117,7 +117,7 @@ async fn image_volumes(ctx: &Context, input: &StartInput<'_>) -> Result<ImageVol
             continue;
         }
         let who = PullFor::volume(input.pod, source, input.objects);
-        match ctx.puller.ensure(&*ctx.images, &ctx.events, &who).await {
+        match phase("image_volume", ctx.puller.ensure(&*ctx.images, &ctx.events, &who)).await {
             Ok(image) => drop(images.insert(volume.name.clone(), image.id)),
             Err(error) => {
                 let text = format!("Error: {}", error.reason);
