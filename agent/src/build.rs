@@ -49,6 +49,9 @@ pub async fn build(mut config: Config, shutdown: CancellationToken) -> anyhow::R
     let runtime =
         Runtime::new(config.runtime.clone(), network, images.clone()).await.context("start the runtime")?;
     let runtime: Arc<dyn RuntimeService> = runtime;
+    let listener =
+        keelson_images::local::listen(&config.images_socket).context("listen for image imports")?;
+    tasks.spawn_endless("image imports", keelson_images::local::serve(listener, images.clone()));
     let images: Arc<dyn ImageService> = images;
 
     // The Node, and what its object says.

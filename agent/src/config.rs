@@ -31,6 +31,8 @@ pub struct Config {
     pub api: ApiConfig,
     /// Images.
     pub images: ImageStoreConfig,
+    /// Where images are imported through.
+    pub images_socket: PathBuf,
     /// Sandboxes and containers.
     pub runtime: keelson_runtime::Config,
     /// CNI.
@@ -119,6 +121,7 @@ impl Config {
                 program: "/proc/self/exe".into(),
                 env: vec![(crate::flags::LOG.to_owned(), flags.log)],
             },
+            images_socket: keelson_images::local::socket(&flags.run_dir),
             runtime: keelson_runtime::Config {
                 root: flags.state_dir.clone(),
                 run: flags.run_dir,

@@ -15,6 +15,9 @@ pub const LOG: &str = "KEELSON_LOG";
 #[derive(Debug, Parser)]
 #[command(name = "keelson-agent", version = KUBELET_VERSION)]
 pub struct Flags {
+    /// Something else than to be the node's agent
+    #[command(subcommand)]
+    pub command: Option<Command>,
     /// Kubeconfig with the bootstrap token; used while there is no valid client certificate
     #[arg(long)]
     pub bootstrap_kubeconfig: Option<PathBuf>,
@@ -87,7 +90,7 @@ pub struct Flags {
     #[arg(long, default_value = "/var/lib/keelson")]
     pub state_dir: PathBuf,
     /// Folder of what doesn't outlive a boot
-    #[arg(long, default_value = "/run/keelson")]
+    #[arg(long, global = true, default_value = "/run/keelson")]
     pub run_dir: PathBuf,
     /// The keelson-podinit executable
     #[arg(long, default_value = "/usr/libexec/keelson/keelson-podinit")]
@@ -95,7 +98,7 @@ pub struct Flags {
     /// Registries that are spoken to over plain HTTP
     #[arg(long, value_delimiter = ',')]
     pub insecure_registry: Vec<String>,
-    /// A pull that gets nothing from its registry for this long fails; a third of it, and the registry is asked again
+    /// How long a pull may get nothing from its registry, which is asked again twice meanwhile, before it fails
     #[arg(long, value_parser = go_duration, default_value = "1m0s")]
     pub image_pull_progress_timeout: Duration,
     /// Ranges of all nodes' pods
@@ -122,6 +125,25 @@ pub struct Flags {
     /// What to log, in the syntax of tracing's EnvFilter
     #[arg(long, env = LOG, default_value = "info")]
     pub log: String,
+}
+
+/// What a person on the node asks for.
+#[derive(Debug, Clone, PartialEq, Eq, clap::Subcommand)]
+pub enum Command {
+    /// Images of this node
+    #[command(subcommand, visible_alias = "images")]
+    Image(ImageCommand),
+}
+
+/// `keelson-agent image`.
+#[derive(Debug, Clone, PartialEq, Eq, clap::Subcommand)]
+pub enum ImageCommand {
+    /// Have the running agent import archives: OCI image layouts or what `docker save` writes, compressed ones too
+    Import {
+        /// The archives
+        #[arg(required = true)]
+        files: Vec<PathBuf>,
+    },
 }
 
 /// A duration as Go writes it: `1m30s`, `500ms`.
@@ -170,6 +192,18 @@ mod tests {
     fn check(args: &[&str], read: impl Fn(Flags) -> bool) {
         let flags = Flags::try_parse_from([&["keelson-agent"], args].concat()).unwrap();
         assert!(read(flags), "{args:?}");
+    }
+
+    #[test]
+    fn commands() {
+        let import = Command::Image(ImageCommand::Import { files: vec!["a.tar".into(), "b.tar".into()] });
+        for word in ["image", "images"] {
+            check(&[word, "import", "--run-dir=/r", "a.tar", "b.tar"], |flags| {
+                flags.command.as_ref() == Some(&import) && flags.run_dir == std::path::Path::new("/r")
+            });
+        }
+        check(&["--max-pods=5"], |flags| flags.command.is_none());
+        assert!(Flags::try_parse_from(["keelson-agent", "image", "import"]).is_err());
     }
 
     #[test]

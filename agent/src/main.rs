@@ -5,6 +5,7 @@
 //! and so is the process that answers DNS: the next agent adopts them.
 
 mod build;
+mod command;
 mod config;
 mod flags;
 mod host;
@@ -15,6 +16,7 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::Parser;
+use flags::{Command, ImageCommand};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
@@ -22,13 +24,21 @@ use tracing_subscriber::EnvFilter;
 fn main() -> ExitCode {
     // Before anything else, and before there is a second thread.
     keelson_runtime::spawner_main_if_requested();
-    let done = if keelson_dns::worker::requested() { dns_worker() } else { start(flags::Flags::parse()) };
+    let done = if keelson_dns::worker::requested() { dns_worker() } else { run(flags::Flags::parse()) };
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("keelson-agent: {error:#}");
             ExitCode::FAILURE
         }
+    }
+}
+
+/// What the command line asks for: to be the agent, unless it is a command.
+fn run(flags: flags::Flags) -> anyhow::Result<()> {
+    match &flags.command {
+        Some(Command::Image(ImageCommand::Import { files })) => command::import(&flags.run_dir, files),
+        None => start(flags),
     }
 }
 

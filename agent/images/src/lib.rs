@@ -3,7 +3,9 @@
 //!
 //! - [`ImageStore`] is the whole: it implements `keelson_cri::ImageService` for the kubelet and
 //!   `keelson_cri::ImageRootfs` for the runtime.
-//! - `registry` fetches, `archive` imports, `unpack` writes layers, `index` remembers.
+//! - `registry` fetches by `transfer`s that survive interruptions, `archive` imports, `unpack` writes layers, `index`
+//!   remembers.
+//! - [`local`] takes the wishes of a person on the node: `keelson-agent image import`.
 //!
 //! Layers are unpacked while they stream in and their digests are checked before they are used: a compressed layer is
 //! never kept. Everything in an image is hostile; nothing in it is run here.
@@ -12,6 +14,7 @@ mod archive;
 mod digest;
 mod error;
 mod index;
+pub mod local;
 mod registry;
 mod roots;
 mod store;
