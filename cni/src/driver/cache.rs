@@ -103,6 +103,18 @@ impl Cache {
         Ok(entries.into_iter().flatten().collect())
     }
 
+    /// Removes what a process that was killed before its rename left. Only while nobody else writes.
+    pub(super) fn remove_unfinished(&self) -> Result<()> {
+        for entry in fs::read_dir(&self.dir).into_iter().flatten().flatten() {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            if name.starts_with('.') && name.ends_with(".tmp") {
+                fs::remove_file(entry.path())
+                    .map_err(|e| Error::io(format!("remove {}", entry.path().display()), e))?;
+            }
+        }
+        Ok(())
+    }
+
     pub(super) fn remove(&self, entry: &Entry) -> Result<()> {
         match fs::remove_file(&entry.path) {
             Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
@@ -191,6 +203,9 @@ mod tests {
         assert_eq!(found[0].restore(&Attachment::default()).args, attachment.args);
         // The id of another attachment may end in the same way.
         assert!(cache.find(&Owner::new("1", "eth0").unwrap()).unwrap().is_empty());
+        fs::write(dir.path().join("results/.a-b-pod-3-eth0.tmp"), "half").unwrap();
+        cache.remove_unfinished().unwrap();
+        assert_eq!(fs::read_dir(dir.path().join("results")).unwrap().count(), 2);
         cache.remove(&found[0]).unwrap();
         cache.remove(&found[0]).unwrap();
         assert!(cache.all().unwrap().is_empty());

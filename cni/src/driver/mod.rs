@@ -357,6 +357,7 @@ impl Driver {
     pub async fn gc(&self, valid: &[Owner]) -> Result<()> {
         let _alone = self.gate.write().await;
         let mut errors = Vec::new();
+        self.cache.remove_unfinished()?;
         for entry in self.cache.all()? {
             if valid.contains(&entry.owner) {
                 continue;
