@@ -1,19 +1,21 @@
 //! Flags, with upstream's names where upstream has them.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, UdpSocket};
 use std::path::PathBuf;
 
+use anyhow::Context as _;
 use ipnet::{IpNet, Ipv4Net};
 
 /// The Keelson control plane: API server, scheduler and controllers.
 #[derive(Debug, clap::Parser)]
-#[command(version)]
+#[command(name = "keelson-master", version)]
 pub struct Flags {
-    /// Address at which nodes and pods reach the API server [default: --bind-address]
+    /// Address at which nodes and pods reach the API server [default: --bind-address, or where that is unspecified or a
+    /// loopback, the one of the default route]
     #[arg(long)]
     pub advertise_address: Option<IpAddr>,
     /// Address to listen on
-    #[arg(long, default_value = "127.0.0.1")]
+    #[arg(long, default_value = "0.0.0.0")]
     pub bind_address: IpAddr,
     /// Port of the API
     #[arg(long, default_value_t = 6443)]
@@ -53,13 +55,22 @@ pub struct Flags {
 
 impl Flags {
     /// Where others reach the API server.
-    pub fn advertise_address(&self) -> IpAddr {
-        self.advertise_address.unwrap_or(self.bind_address)
+    ///
+    /// # Errors
+    /// None was given and this machine has no default route to tell it by.
+    pub fn advertise_address(&self) -> anyhow::Result<IpAddr> {
+        if let Some(address) = self.advertise_address {
+            return Ok(address);
+        }
+        if !self.bind_address.is_unspecified() && !self.bind_address.is_loopback() {
+            return Ok(self.bind_address);
+        }
+        default_route_address().context("this machine has no default route: give --advertise-address")
     }
 
-    /// URL of the same.
-    pub fn url(&self) -> String {
-        match self.advertise_address() {
+    /// URL of the API at this address.
+    pub fn url(&self, advertised: IpAddr) -> String {
+        match advertised {
             IpAddr::V4(ip) => format!("https://{ip}:{}", self.secure_port),
             IpAddr::V6(ip) => format!("https://[{ip}]:{}", self.secure_port),
         }
@@ -75,5 +86,46 @@ impl Flags {
     /// The nth address of the service network.
     pub fn service_address(&self, nth: u32) -> Ipv4Addr {
         Ipv4Addr::from(u32::from(self.service_cluster_ip_range.network()).saturating_add(nth))
+    }
+}
+
+/// The address that this machine sends from by its default route. No packet is sent: the kernel only looks the route to an
+/// address of TEST-NET-1 (RFC 5737) up.
+fn default_route_address() -> std::io::Result<IpAddr> {
+    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
+    socket.connect((Ipv4Addr::new(192, 0, 2, 1), 9))?;
+    Ok(socket.local_addr()?.ip())
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::{CommandFactory as _, Parser as _};
+
+    use super::*;
+
+    #[test]
+    fn command_is_sound() {
+        Flags::command().debug_assert();
+    }
+
+    fn check(args: &[&str], expected: &str) {
+        let flags = Flags::try_parse_from([&["keelson-master"], args].concat()).unwrap();
+        assert_eq!(flags.url(flags.advertise_address().unwrap()), expected);
+    }
+
+    #[test]
+    fn what_is_given_is_advertised() {
+        check(&["--bind-address=10.0.0.1"], "https://10.0.0.1:6443");
+        check(&["--bind-address=127.0.0.1", "--advertise-address=10.0.0.2"], "https://10.0.0.2:6443");
+        check(&["--advertise-address=fd00::1", "--secure-port=1234"], "https://[fd00::1]:1234");
+    }
+
+    #[test]
+    fn a_loopback_is_never_advertised_by_itself() {
+        for bind in ["127.0.0.1", "0.0.0.0"] {
+            let flags = Flags::try_parse_from(["keelson-master", "--bind-address", bind]).unwrap();
+            // A machine without a default route has none to tell.
+            assert!(flags.advertise_address().map_or(true, |address| !address.is_loopback()));
+        }
     }
 }

@@ -39,12 +39,13 @@ fn main() -> anyhow::Result<()> {
 }
 
 async fn run(flags: Flags, listeners: Vec<std::net::TcpListener>) -> anyhow::Result<()> {
+    let advertised = flags.advertise_address()?;
     std::fs::create_dir_all(&flags.data_dir)
         .with_context(|| format!("making {}", flags.data_dir.display()))?;
     let pki = Arc::new(
         Pki::load_or_create(&PkiConfig {
             directory: flags.cert_dir.clone(),
-            advertise_address: flags.advertise_address(),
+            advertise_address: advertised,
             service_address: flags.service_address(1).into(),
             cluster_domain: flags.cluster_domain.clone(),
             extra_sans: flags.tls_sans.clone(),
@@ -54,7 +55,7 @@ async fn run(flags: Flags, listeners: Vec<std::net::TcpListener>) -> anyhow::Res
     let (server, serving) = Server::build(Config {
         store: StoreConfig::Embedded(flags.data_dir.join("store.redb")),
         service_cidr: flags.service_cluster_ip_range,
-        advertise_address: flags.advertise_address(),
+        advertise_address: advertised,
         advertise_port: flags.secure_port,
         listen: vec![(flags.bind_address, flags.secure_port).into()],
         listeners,
@@ -62,13 +63,13 @@ async fn run(flags: Flags, listeners: Vec<std::net::TcpListener>) -> anyhow::Res
             pki: pki.clone(),
             issuer: flags.issuer(),
             api_audiences: Vec::new(),
-            external_url: flags.url(),
+            external_url: flags.url(advertised),
         },
     })
     .await?;
 
     let shutdown = CancellationToken::new();
-    write_kubeconfigs(&flags, &pki, &server).await?;
+    write_kubeconfigs(&flags, &flags.url(advertised), &pki, &server).await?;
     let clients = {
         let server = server.clone();
         ClientFactory::new(move |user| server.client_for(user_info(user), "kube-controller-manager"))
@@ -123,15 +124,14 @@ async fn run(flags: Flags, listeners: Vec<std::net::TcpListener>) -> anyhow::Res
 }
 
 /// Kubeconfigs of the administrator and of joining nodes.
-async fn write_kubeconfigs(flags: &Flags, pki: &Pki, server: &Server) -> anyhow::Result<()> {
-    let url = flags.url();
-    write_secret_file(&flags.write_kubeconfig, &pki.admin_kubeconfig(&url))?;
+async fn write_kubeconfigs(flags: &Flags, url: &str, pki: &Pki, server: &Server) -> anyhow::Result<()> {
+    write_secret_file(&flags.write_kubeconfig, &pki.admin_kubeconfig(url))?;
     let Some(path) = &flags.write_bootstrap_kubeconfig else { return Ok(()) };
     let token = bootstrap::join_token(&server.admin_client(), flags.bootstrap_token.as_deref())
         .await
         .map_err(anyhow::Error::from_boxed)
         .context("--bootstrap-token: storing the token of joining nodes")?;
-    write_secret_file(path, &pki.bootstrap_kubeconfig(&url, &token))?;
+    write_secret_file(path, &pki.bootstrap_kubeconfig(url, &token))?;
     Ok(())
 }
 

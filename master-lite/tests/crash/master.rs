@@ -62,7 +62,8 @@ impl Master {
         let started = Instant::now();
         let child = Command::new(program)
             .args(["--secure-port", &self.access.port.to_string()])
-            .args(["--advertise-address", ADVERTISED, "--tls-san", "127.0.0.1"])
+            .args(["--bind-address", "127.0.0.1", "--advertise-address", ADVERTISED])
+            .args(["--tls-san", "127.0.0.1"])
             .arg("--data-dir")
             .arg(self.dir.path().join("data"))
             .arg("--cert-dir")
