@@ -258,6 +258,35 @@ async fn a_layer_that_comes_twice_may_be_a_link() {
     }
 }
 
+#[tokio::test]
+async fn the_image_of_a_volume_is_kept_while_it_is_leased() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = ImageStoreConfig {
+        root: dir.path().join("images"),
+        import: dir.path().join("import"),
+        registry: RegistryConfig::default(),
+        limits: Limits::default(),
+    };
+    let store = ImageStore::open(config.clone()).await.unwrap();
+    let import = async |content: &str| {
+        let path = dir.path().join("app.tar");
+        docker_archive(&path, &layer(&[Node::File("hello", content)]));
+        store.import(&path).await.unwrap().remove(0).id
+    };
+    let (volume, own) = (import("volume").await, import("own").await);
+    let leased = store.lease(&[&own, &volume], "c").await.unwrap();
+    let hello = leased[1].lowerdirs[0].join("hello");
+    store.remove_image(&volume).await.unwrap();
+    assert_eq!(std::fs::read_to_string(&hello).unwrap(), "volume");
+    // A new agent keeps it, too.
+    drop(store);
+    let store = ImageStore::open(config).await.unwrap();
+    assert!(hello.exists());
+    store.release("c").await.unwrap();
+    store.remove_image(&own).await.unwrap();
+    assert!(!hello.exists());
+}
+
 fn image_config(layers: &[&[u8]]) -> String {
     use sha2::Digest;
     let diff_ids = layers.iter().map(|layer| {
