@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
-use std::io::Write;
+use std::io::{Read, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::Arc;
@@ -61,6 +61,17 @@ impl Layer {
             Compression::Zstd => zstd::encode_all(&bytes[..], 3)?,
         };
         Ok(Self { compression, digest: digest(&packed), packed: Arc::new(packed), diff_id })
+    }
+
+    fn plain(&self) -> Result<Vec<u8>> {
+        let mut plain = Vec::new();
+        match self.compression {
+            Compression::Gzip => {
+                flate2::read::MultiGzDecoder::new(self.packed.as_slice()).read_to_end(&mut plain)?;
+            }
+            Compression::Zstd => plain = zstd::decode_all(self.packed.as_slice())?,
+        }
+        Ok(plain)
     }
 
     fn descriptor(&self) -> Value {
@@ -166,6 +177,32 @@ impl Image {
         }
         tar.finish()?;
         fs::rename(&partial, path)?;
+        Ok(())
+    }
+}
+
+impl Image {
+    /// Writes `<path>` as `docker save` did before it wrote OCI layouts: layers uncompressed.
+    pub fn write_docker(&self, path: &Path) -> Result<()> {
+        let mut tar = tar::Builder::new(File::create(path)?);
+        let mut add = |name: &str, bytes: &[u8]| -> Result<()> {
+            let mut header = tar::Header::new_gnu();
+            header.set_size(bytes.len() as u64);
+            header.set_mode(0o644);
+            tar.append_data(&mut header, name, bytes)?;
+            Ok(())
+        };
+        let config = format!("{}.json", digest(&self.config).trim_start_matches("sha256:"));
+        let mut names = Vec::new();
+        for (n, layer) in self.layers.iter().enumerate() {
+            let name = format!("{n}/layer.tar");
+            add(&name, &layer.plain()?)?;
+            names.push(name);
+        }
+        add(&config, &self.config)?;
+        let manifest = json!([{"Config": config, "RepoTags": [self.reference], "Layers": names}]);
+        add("manifest.json", &serde_json::to_vec(&manifest)?)?;
+        tar.finish()?;
         Ok(())
     }
 }

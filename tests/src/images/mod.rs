@@ -3,10 +3,11 @@
 //!
 //! - [`builder`]: layers and the OCI archive.
 //! - [`rootfs`]: what the root file systems are made of.
-//! - [`own`]: the images of our own tests and of the sample.
+//! - [`own`]: the images of our own tests and of the sample; [`apps`]: those of them that are real applications.
 //! - [`unpack`]: an image as a plain folder.
 //! - [`suite`]: the images that upstream's e2e suite asks for.
 
+pub mod apps;
 pub mod builder;
 pub mod own;
 pub mod rootfs;

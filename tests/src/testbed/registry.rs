@@ -1,5 +1,6 @@
 //! An image registry inside a cluster: Debian's docker-registry on the master's host, plain HTTP, read-only, serving what
-//! [`fill`] laid out in its storage. It ends with the cluster; the storage is kept.
+//! [`fill`] laid out in its storage, to everybody or to who knows a password. It ends with the cluster; the storage is
+//! kept.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -12,6 +13,7 @@ use serde_json::Value;
 
 use super::cluster::Cluster;
 use super::host::ended;
+use crate::images::builder::digest;
 use crate::images::rootfs::RELEASE;
 use crate::images::suite;
 use crate::{cmd, debian, paths};
@@ -147,12 +149,49 @@ fn program() -> Result<PathBuf> {
     Ok(program)
 }
 
+/// Makes the first layer of an image something else than its digest says, as a registry with a bad disk has it.
+pub fn spoil(image: &str) -> Result<()> {
+    let root = storage().join("docker/registry/v2");
+    let (repository, tag) = suite::split(path(image)).context("the name has no tag")?;
+    let link =
+        root.join("repositories").join(repository).join("_manifests/tags").join(tag).join("current/link");
+    let data = |hex: &str| root.join("blobs/sha256").join(&hex[..2]).join(hex).join("data");
+    let manifest = fs::read_to_string(link)?.trim_start_matches("sha256:").to_owned();
+    let manifest: Value = serde_json::from_slice(&fs::read(data(&manifest))?)?;
+    let layer = hex(&manifest["layers"][0])?;
+    let mut bytes = fs::read(data(&layer))?;
+    // Spoilt already, by an earlier run.
+    if digest(&bytes) == format!("sha256:{layer}") {
+        *bytes.last_mut().context("the layer is empty")? ^= 1;
+        write(&data(&layer), &mut bytes.as_slice())?;
+    }
+    Ok(())
+}
+
+/// User and password of a registry that [`start_with_password`] starts.
+pub const USER: (&str, &str) = ("puller", "let-me-pull");
+
+/// The same for its htpasswd file: bcrypt of the least cost, since it is computed for each request.
+const HTPASSWD: &str = "puller:$2b$04$MJCE5SY/k6NWj6Utmf8PHeUKgKFO1ftR/9.CLJGOTt/urZwFPPy.y\n";
+
 /// Starts it in a cluster and waits until it answers.
 pub fn start(cluster: &Cluster) -> Result<()> {
+    launch(cluster, None)
+}
+
+/// As [`start`], but it lets in only [`USER`].
+pub fn start_with_password(cluster: &Cluster) -> Result<()> {
+    fs::write(cluster.host("master")?.dir.join("etc/htpasswd"), HTPASSWD)?;
+    let auth = serde_json::json!({"htpasswd": {"realm": "test", "path": "/etc/htpasswd"}});
+    launch(cluster, Some(auth))
+}
+
+fn launch(cluster: &Cluster, auth: Option<Value>) -> Result<()> {
     let program = program()?;
     fs::create_dir_all(storage())?;
     let master = cluster.host("master")?;
-    let config = serde_json::json!({
+    let credentials = auth.as_ref().map(|_| format!("{}:{}@", USER.0, USER.1)).unwrap_or_default();
+    let mut config = serde_json::json!({
         "version": "0.1",
         "log": {"level": "info"},
         "storage": {
@@ -164,13 +203,16 @@ pub fn start(cluster: &Cluster) -> Result<()> {
         // Never asked for: nothing is uploaded.
         "http": {"addr": ADDRESS, "secret": "unused"},
     });
+    if let Some(auth) = auth {
+        config["auth"] = auth;
+    }
     // JSON is YAML.
     fs::write(master.dir.join("etc/docker-registry.yml"), serde_json::to_vec_pretty(&config)?)?;
     let args = ["serve", "/etc/docker-registry.yml"].map(str::to_owned);
     let pid = master.spawn_daemon("registry", &program, &args, None)?;
     let deadline = Instant::now() + Duration::from_secs(20);
     loop {
-        let ask = format!("http://{ADDRESS}/v2/");
+        let ask = format!("http://{credentials}{ADDRESS}/v2/");
         match cmd::run(master.command("client", "busybox").args(["wget", "-q", "-O", "-", &ask])) {
             Ok(_) => return Ok(()),
             Err(error) if ended(pid) || Instant::now() > deadline => {
