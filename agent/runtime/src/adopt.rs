@@ -17,6 +17,10 @@ impl Runtime {
     pub(crate) async fn adopt(&self) {
         for path in entries(&self.config.root.join("sandboxes")) {
             if path.extension().is_none_or(|e| e != "json") {
+                // A record that was being written.
+                if let Err(err) = std::fs::remove_file(&path) {
+                    tracing::warn!(path = %path.display(), %err, "clearing an unfinished record");
+                }
                 continue;
             }
             match state::load::<SandboxRecord>(&path) {
@@ -152,9 +156,9 @@ impl Runtime {
         match cgroup {
             Some(cgroup) => self.drop_container_files(id, &cgroup).await,
             None => {
+                self.images.release(id).await?;
                 std::fs::remove_dir_all(self.config.container_dir(id))
-                    .map_err(|e| CriError::Internal(e.to_string()))?;
-                self.images.release(id).await
+                    .map_err(|e| CriError::Internal(e.to_string()))
             }
         }
     }

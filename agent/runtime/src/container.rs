@@ -480,16 +480,17 @@ impl Runtime {
         Ok(())
     }
 
-    /// Everything of a container that is not in memory.
+    /// Everything of a container that is not in memory. The folder goes last: by it the next agent finds what was not done
+    /// when this one dies.
     pub(crate) async fn drop_container_files(&self, id: &str, cgroup: &str) -> Result<()> {
         self.cgroups.kill(cgroup).await?;
         self.cgroups.remove(cgroup)?;
+        self.images.release(id).await?;
         let dir = self.config.container_dir(id);
         let removed = tokio::task::spawn_blocking(move || remove_found(std::fs::remove_dir_all(dir))).await;
         removed
             .map_err(internal("removing the container's files"))?
-            .map_err(internal("removing the container's files"))?;
-        self.images.release(id).await
+            .map_err(internal("removing the container's files"))
     }
 
     /// CRI UpdateContainerResources: everything that `update` gives, or nothing.

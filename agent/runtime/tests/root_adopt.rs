@@ -67,6 +67,21 @@ async fn a_new_agent_adopts_everything() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_was_cut_short_is_cleared() {
+    let node = Node::new();
+    let runtime = node.runtime().await;
+    let sandbox = runtime.run_pod_sandbox(sandbox_config(&node, "cut")).await.unwrap();
+    let id = runtime.create_container(&sandbox.id, script("a", "true")).await.unwrap();
+    kill_agent(runtime).await;
+    // A record that was being written, and a container whose record never was.
+    std::fs::write(node.dir.join("lib/sandboxes").join(format!("{}.tmp", sandbox.id)), "{").unwrap();
+    std::fs::remove_file(node.dir.join("lib/containers").join(&id).join("state.json")).unwrap();
+    let runtime = node.runtime().await;
+    assert!(runtime.container_status(&id).await.is_err());
+    node.finish(runtime).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn the_spawner_may_die() {
     let node = Node::new();
     let runtime = node.runtime().await;

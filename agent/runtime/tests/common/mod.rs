@@ -50,6 +50,7 @@ impl PodNetwork for FakeNetwork {
 /// One image, busybox, and what a test adds.
 pub struct FakeImages {
     layer: PathBuf,
+    containers: PathBuf,
     /// By name, folders of layers, the topmost first.
     pub more: Mutex<BTreeMap<String, Vec<PathBuf>>>,
     pub leases: Mutex<Vec<String>>,
@@ -79,6 +80,8 @@ impl ImageRootfs for FakeImages {
         Ok(unpacked)
     }
     async fn release(&self, container_id: &str) -> Result<()> {
+        // By its folder a container is found again when the agent dies now.
+        assert!(self.containers.join(container_id).exists(), "released too late");
         self.leases.lock().unwrap().retain(|id| id != container_id);
         Ok(())
     }
@@ -149,7 +152,9 @@ impl Node {
         std::fs::write(layer.join("etc/group"), "root:x:0:\nweb:x:102:\nlogs:x:4:web\n").unwrap();
         let cgroup = cgroup2().join(&name);
         std::fs::create_dir(&cgroup).unwrap();
-        let images = Arc::new(FakeImages { layer, more: Mutex::default(), leases: Mutex::default() });
+        let containers = dir.join("lib/containers");
+        let images =
+            Arc::new(FakeImages { layer, containers, more: Mutex::default(), leases: Mutex::default() });
         Self { dir, cgroup, network: Arc::default(), images }
     }
 
