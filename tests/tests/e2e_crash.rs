@@ -1,12 +1,18 @@
-//! The agent killed by SIGKILL.
+//! The agent killed by SIGKILL: for five seconds under traffic, and again and again while pods come, change and go.
+//!
+//! `KEELSON_CRASH=long cargo test -p keelson-tests --test e2e_crash random -- --nocapture` is the long form of the latter:
+//! 200 kills in 300 pods, and a summary in `tests/crash/agent.json`. `KEELSON_CRASH_SEED` repeats a run's choices.
 
 mod crash {
+    pub mod kills;
+    pub mod load;
     pub mod outage;
 }
 
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use crash::kills::{Before, Form, kill_at_random};
 use crash::outage::{Watched, ask_dns, dns_worker, finish_all, knock, now, pods, terminate};
 use keelson_tests::testbed::fixture::TestCluster;
 use keelson_tests::testbed::sample;
@@ -87,5 +93,21 @@ fn nothing_is_hurt_while_the_agent_is_dead() -> Result<()> {
     }
     assert_eq!(*end, format!("end {}", numbered.len()));
     assert!(numbered.len() > 5_000, "it logged on while the agent was away: {} lines", numbered.len());
+    cluster.down()
+}
+
+#[test]
+fn nothing_is_doubled_orphaned_or_leaked_when_it_is_killed_at_random() -> Result<()> {
+    let form = Form::chosen()?;
+    println!("seed {}", form.seed);
+    let started = Instant::now();
+    let mut cluster = TestCluster::up("e2e-kills", 1, &["testapp-v1", "testapp-v2"])?;
+    let before = Before::look(&cluster)?;
+    let load = kill_at_random(&mut cluster, &form).with_context(|| format!("seed {}", form.seed))?;
+    let summary = before.settle(&cluster, load, &form).with_context(|| format!("seed {}", form.seed))?;
+    println!("{summary:#} in {:.0} s", started.elapsed().as_secs_f64());
+    if form.long {
+        crash::kills::record(summary, started.elapsed())?;
+    }
     cluster.down()
 }

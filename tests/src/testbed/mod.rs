@@ -3,12 +3,14 @@
 //! machine's, `/etc`, `/var`, `/opt` and `/run` are its own, cgroup2 is at `/sys/fs/cgroup`.
 //!
 //! [`host`] makes and enters one host, [`network`] joins them, [`cluster`] puts the daemons in and takes all away
-//! again, [`registry`] serves images inside a cluster, [`snapshot`] tells whether anything was left behind.
+//! again, [`registry`] serves images inside a cluster, [`snapshot`] tells whether anything was left behind on the machine,
+//! and [`node_state`] what a node holds for its pods.
 
 pub mod cluster;
 pub mod fixture;
 pub mod host;
 pub mod network;
+pub mod node_state;
 pub mod registry;
 pub mod sample;
 pub mod snapshot;

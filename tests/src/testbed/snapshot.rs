@@ -67,6 +67,11 @@ impl Snapshot {
         Ok(Self(entries))
     }
 
+    /// All that it is made of.
+    pub fn lines(&self) -> impl Iterator<Item = &str> {
+        self.0.iter().map(String::as_str)
+    }
+
     /// What is in `self` and was not in `before`.
     pub fn added_since(&self, before: &Self) -> Vec<String> {
         self.0.difference(&before.0).cloned().collect()
