@@ -117,9 +117,12 @@ fn reading(cluster: &TestCluster) -> Result<()> {
     assert!(k(&["describe", "node", "node-1"])?.contains("PodCIDR"));
     assert!(k(&["explain", "deployment.spec.strategy"])?.contains("rollingUpdate"));
     let resources = k(&["api-resources"])?;
-    for line in ["deployments", "pods", "endpointslices", "clusterrolebindings"] {
+    for line in ["deployments", "pods", "endpointslices", "clusterrolebindings", "apiservices"] {
         assert!(resources.lines().any(|l| l.starts_with(line)), "{line} in {resources}");
     }
+    let services = k(&["get", "apiservices"])?;
+    let apps = services.lines().find(|line| line.starts_with("v1.apps ")).context("v1.apps is listed")?;
+    assert_eq!(apps.split_whitespace().take(3).collect::<Vec<_>>(), ["v1.apps", "Local", "True"]);
     assert_eq!(k(&["auth", "can-i", "create", "pods"])?, "yes");
     let denied = cluster
         .kubectl
