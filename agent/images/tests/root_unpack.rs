@@ -141,15 +141,20 @@ fn a_bomb_is_stopped() {
     assert!(std::fs::metadata(dir.path().join("zeros")).unwrap().len() <= (1 << 20) + 1);
 }
 
-#[tokio::test]
-async fn an_archive_is_imported_leased_and_removed() {
-    let dir = tempfile::tempdir().unwrap();
-    let config = ImageStoreConfig {
+/// A store in a folder of its own, as an agent without settings has it.
+fn config(dir: &tempfile::TempDir) -> ImageStoreConfig {
+    ImageStoreConfig {
         root: dir.path().join("images"),
         import: dir.path().join("import"),
         registry: RegistryConfig::default(),
         limits: Limits::default(),
-    };
+    }
+}
+
+#[tokio::test]
+async fn an_archive_is_imported_leased_and_removed() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = config(&dir);
     std::fs::create_dir_all(&config.import).unwrap();
     docker_archive(&config.import.join("app.tar"), &layer(&[Node::File("hello", "world")]));
     let store = ImageStore::open(config.clone()).await.unwrap();
@@ -179,12 +184,7 @@ async fn an_archive_is_imported_leased_and_removed() {
 #[tokio::test]
 async fn archives_of_every_form() {
     let dir = tempfile::tempdir().unwrap();
-    let config = ImageStoreConfig {
-        root: dir.path().join("images"),
-        import: dir.path().join("import"),
-        registry: RegistryConfig::default(),
-        limits: Limits::default(),
-    };
+    let config = config(&dir);
     let store = ImageStore::open(config.clone()).await.unwrap();
     let work = dir.path().join("work");
     std::fs::create_dir_all(&work).unwrap();
@@ -227,12 +227,7 @@ async fn archives_of_every_form() {
 #[tokio::test]
 async fn a_layer_that_comes_twice_may_be_a_link() {
     let dir = tempfile::tempdir().unwrap();
-    let config = ImageStoreConfig {
-        root: dir.path().join("images"),
-        import: dir.path().join("import"),
-        registry: RegistryConfig::default(),
-        limits: Limits::default(),
-    };
+    let config = config(&dir);
     let store = ImageStore::open(config).await.unwrap();
     let layer = layer(&[Node::File("hello", "world")]);
     for (kind, target) in
@@ -261,12 +256,7 @@ async fn a_layer_that_comes_twice_may_be_a_link() {
 #[tokio::test]
 async fn the_image_of_a_volume_is_kept_while_it_is_leased() {
     let dir = tempfile::tempdir().unwrap();
-    let config = ImageStoreConfig {
-        root: dir.path().join("images"),
-        import: dir.path().join("import"),
-        registry: RegistryConfig::default(),
-        limits: Limits::default(),
-    };
+    let config = config(&dir);
     let store = ImageStore::open(config.clone()).await.unwrap();
     let import = async |content: &str| {
         let path = dir.path().join("app.tar");
