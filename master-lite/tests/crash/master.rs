@@ -70,6 +70,9 @@ impl Master {
             .arg(self.dir.path().join("pki"))
             .arg("--write-kubeconfig")
             .arg(&self.access.kubeconfig)
+            // By default it would be written for the machine's own agent.
+            .arg("--write-bootstrap-kubeconfig")
+            .arg(self.dir.path().join("bootstrap-kubelet.conf"))
             .env("RUST_LOG", "warn")
             .stdin(Stdio::null())
             .stdout(Stdio::null())
