@@ -30,9 +30,18 @@ impl WatchCache {
         revision: u64,
     ) -> Result<CacheWatch> {
         let resource = &cache.row().storage;
+        if let Ok(watch) = cache.watch(filter.clone(), revision) {
+            return Ok(watch);
+        }
+        let mut oldest_served = 0;
         for _ in 0..ATTEMPTS {
-            let Err(window_start) = cache.watch(filter.clone(), revision) else { break };
-            let _one_reader = cache.reading_history().await;
+            let one_reader = cache.reading_history().await;
+            // Who held it before may have read what was missing.
+            let window_start = match cache.watch(filter.clone(), revision) {
+                Ok(watch) => return Ok(watch),
+                Err(window_start) => window_start,
+            };
+            oldest_served = window_start;
             if cache.needs_history(window_start) {
                 let oldest = self.oldest().await?;
                 match self.history(resource, cache, oldest).await {
@@ -48,6 +57,7 @@ impl WatchCache {
                 .history(resource, cache, revision)
                 .await
                 .map_err(|error| if error.code == 410 { too_old(revision, window_start) } else { error })?;
+            drop(one_reader);
             self.wait(upto).await?;
             if let Ok(mut watch) = cache.watch(filter.clone(), upto) {
                 watch.backlog.splice(
@@ -57,7 +67,7 @@ impl WatchCache {
                 return Ok(watch);
             }
         }
-        cache.watch(filter.clone(), revision).map_err(|window_start| too_old(revision, window_start))
+        Err(too_old(revision, oldest_served))
     }
 
     /// Oldest revision after which the store knows every change.
