@@ -3,8 +3,7 @@
 //! in one loop: each step is decided from the whole state, so it does not matter which change woke it).
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Weak};
-use std::time::Duration;
+use std::sync::Weak;
 
 use keelson_api::custom::{self, CLEANUP_FINALIZER, names};
 use keelson_api::meta::GroupResource;
@@ -15,14 +14,11 @@ use serde_json::Value;
 use crate::core::Core;
 use crate::delete::Delete;
 use crate::extension::{HookView, Hooks, UserInfo};
-use crate::filter::Filter;
+use crate::follow;
 use crate::options::{DeleteOptions, WriteOptions};
 use crate::status::{Result, StatusError};
 use crate::write::{Ownership, SERVER, Write, now};
 use crate::{keys, stored};
-
-/// Time until what could not be finished is tried again: objects that wait for finalizers, a write that failed.
-const AGAIN: Duration = Duration::from_secs(1);
 
 fn definitions() -> GroupResource {
     GroupResource::new("apiextensions.k8s.io", "customresourcedefinitions")
@@ -54,29 +50,7 @@ fn table_of<'d>(stored: impl Iterator<Item = &'d Value>) -> ResourceTable {
 
 /// Runs until the server is gone.
 pub(crate) async fn follow(core: Weak<Core>) {
-    let everything = Arc::new(Filter::default());
-    loop {
-        let Some(strong) = core.upgrade() else { return };
-        let Some(cache) = strong.cache.resource(&definitions()) else { return };
-        let (_, _, mut changes) = cache.watch_with_state(everything.clone(), strong.cache.applied());
-        drop(cache);
-        drop(strong);
-        loop {
-            let Some(strong) = core.upgrade() else { return };
-            let finished = step(&strong).await;
-            drop(strong);
-            let changed = if finished {
-                changes.recv().await.is_some()
-            } else {
-                tokio::time::timeout(AGAIN, changes.recv()).await.is_ok_and(|change| change.is_some())
-                    || !changes.is_closed()
-            };
-            if !changed {
-                break;
-            }
-            while changes.try_recv().is_ok() {}
-        }
-    }
+    follow::follow(core, definitions(), |core| Box::pin(step(core))).await;
 }
 
 /// One look at all definitions. False if something is left to do without a change that would tell.

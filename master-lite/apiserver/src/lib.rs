@@ -20,6 +20,7 @@ pub mod delete;
 pub mod discovery;
 pub mod extension;
 pub mod filter;
+mod follow;
 pub mod handlers;
 pub mod keys;
 pub mod kubelet_proxy;

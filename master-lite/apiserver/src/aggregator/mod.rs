@@ -15,7 +15,6 @@ mod remote;
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Weak};
-use std::time::Duration;
 
 use keelson_api::custom::names;
 use keelson_api::meta::GroupResource;
@@ -28,7 +27,7 @@ use tokio::sync::Notify;
 use crate::backend_tls::Identity;
 use crate::core::Core;
 use crate::extension::UserInfo;
-use crate::filter::Filter;
+use crate::follow;
 use crate::kubelet_proxy::Dialer;
 use crate::options::WriteOptions;
 use crate::pki::{Pki, PkiError};
@@ -45,8 +44,6 @@ pub(crate) use remote::Remote;
 const VERSION: &str = "v1";
 /// The condition that says whether a server answers.
 const AVAILABLE: &str = "Available";
-/// Time until a write that failed is tried again.
-const AGAIN: Duration = Duration::from_secs(1);
 
 fn api_services() -> GroupResource {
     GroupResource::new(REGISTRATION_GROUP, "apiservices")
@@ -129,29 +126,7 @@ impl Core {
 
 /// Follows APIServices until the server is gone.
 pub(crate) async fn follow(core: Weak<Core>) {
-    let everything = Arc::new(Filter::default());
-    loop {
-        let Some(strong) = core.upgrade() else { return };
-        let Some(cache) = strong.cache.resource(&api_services()) else { return };
-        let (_, _, mut changes) = cache.watch_with_state(everything.clone(), strong.cache.applied());
-        drop(cache);
-        drop(strong);
-        loop {
-            let Some(strong) = core.upgrade() else { return };
-            let finished = step(&strong).await;
-            drop(strong);
-            let changed = if finished {
-                changes.recv().await.is_some()
-            } else {
-                tokio::time::timeout(AGAIN, changes.recv()).await.is_ok_and(|change| change.is_some())
-                    || !changes.is_closed()
-            };
-            if !changed {
-                break;
-            }
-            while changes.try_recv().is_ok() {}
-        }
-    }
+    follow::follow(core, api_services(), |core| Box::pin(step(core))).await;
 }
 
 /// One look at all of them. False if something is left to do.
