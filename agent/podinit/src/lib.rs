@@ -12,6 +12,9 @@
 //!
 //! What podinit never does: it never forks, never opens a file by path, never connects to anything, and holds no
 //! capability. Everything that it writes to was opened by the agent and handed over.
+//!
+//! It ends when the agent says so. SIGTERM, which systemd sends to every process of a machine that goes down, has it end as
+//! soon as no process of the pod is left, and after 30 seconds at the latest.
 
 pub mod logline;
 pub mod protocol;

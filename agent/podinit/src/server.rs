@@ -19,6 +19,9 @@ const MAX_INPUT: usize = 64 * 1024;
 /// A session that takes nothing for this long while it holds the output back is dropped.
 const ATTACH_STALL_NS: u64 = 10_000_000_000;
 
+/// How long processes have after a SIGTERM to podinit, as containers have by default (`terminationGracePeriodSeconds`).
+const TERM_GRACE_NS: u64 = 30_000_000_000;
+
 const IN: u32 = libc::EPOLLIN.cast_unsigned();
 const OUT: u32 = libc::EPOLLOUT.cast_unsigned();
 
@@ -48,6 +51,8 @@ pub struct Server {
     buf: Vec<u8>,
     lines: Vec<u8>,
     exit: Option<i32>,
+    /// When to end at the latest, since the machine goes down: every process has had its SIGTERM as podinit has.
+    ending_at_ns: Option<u64>,
 }
 
 impl Server {
@@ -73,14 +78,16 @@ impl Server {
             buf: Vec::new(),
             lines: Vec::new(),
             exit: None,
+            ending_at_ns: None,
         })
     }
 
-    /// Runs until told to shut down; gives the exit code.
+    /// Runs until told to shut down, or the machine goes down (SIGTERM) and no process is left; gives the exit code.
     pub fn run(&mut self) -> i32 {
         loop {
             let mut events = [libc::epoll_event { events: 0, u64: 0 }; 16];
-            let timeout = if self.processes.iter().any(Process::blocked) { 1000 } else { -1 };
+            let watchful = self.ending_at_ns.is_some() || self.processes.iter().any(Process::blocked);
+            let timeout = if watchful { 1000 } else { -1 };
             let n = match sys::epoll_wait(self.epoll.as_raw_fd(), &mut events, timeout) {
                 Ok(n) => n,
                 Err(err) if err.kind() == io::ErrorKind::Interrupted => continue,
@@ -93,7 +100,15 @@ impl Server {
                 }
             }
             self.sweep();
+            if self.ending_at_ns.is_some_and(|at| self.idle() || sys::now_ns() >= at) {
+                return 0;
+            }
         }
+    }
+
+    /// Whether every process has ended and all that it said is written.
+    fn idle(&self) -> bool {
+        self.processes.iter().all(|process| process.state.exit.is_some() && process.drained())
     }
 
     fn dispatch(&mut self, token: u64, events: u32) {
@@ -158,8 +173,9 @@ impl Server {
     }
 
     fn reap(&mut self) {
-        let mut buf = [0u8; 256];
-        while sys::read(&self.signals, &mut buf).is_ok_and(|n| n > 0) {}
+        if sys::take_signals(&self.signals) && self.ending_at_ns.is_none() {
+            self.ending_at_ns = Some(sys::now_ns() + TERM_GRACE_NS);
+        }
         while let Some((pid, status)) = sys::reap() {
             // A pid that nobody registered was an orphan of some container: reaping it is all there is to do.
             let found = self.processes.iter().position(|p| p.state.pid == pid && p.state.exit.is_none());

@@ -44,7 +44,7 @@ pub fn become_subreaper() -> io::Result<()> {
     check(unsafe { libc::prctl(libc::PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) }).map(drop)
 }
 
-/// Blocks all signals and gives a descriptor that reads SIGCHLD.
+/// Blocks all signals and gives a descriptor that reads SIGCHLD and SIGTERM.
 pub fn signalfd() -> io::Result<OwnedFd> {
     // SAFETY: sigset_t is plain data that sigfillset initialises; the mask lives across the calls; the new descriptor
     // is owned by nobody else.
@@ -54,9 +54,27 @@ pub fn signalfd() -> io::Result<OwnedFd> {
         check(libc::sigprocmask(libc::SIG_SETMASK, &raw const mask, std::ptr::null_mut()))?;
         libc::sigemptyset(&raw mut mask);
         libc::sigaddset(&raw mut mask, libc::SIGCHLD);
+        libc::sigaddset(&raw mut mask, libc::SIGTERM);
         let fd = check(libc::signalfd(-1, &raw const mask, libc::SFD_NONBLOCK | libc::SFD_CLOEXEC))?;
         Ok(OwnedFd::from_raw_fd(fd))
     }
+}
+
+/// Takes all signals that wait on a descriptor of [`signalfd`]; tells whether SIGTERM was among them.
+pub fn take_signals(fd: &impl AsRawFd) -> bool {
+    /// Size of `struct signalfd_siginfo`, whose first field is the signal's number (signalfd(2)).
+    const RECORD: usize = 128;
+    let mut term = false;
+    let mut buf = [0u8; 4 * RECORD];
+    while let Ok(n) = read(fd, &mut buf) {
+        if n == 0 {
+            break;
+        }
+        for record in buf[..n].chunks_exact(RECORD) {
+            term |= record[..4] == libc::SIGTERM.to_ne_bytes();
+        }
+    }
+    term
 }
 
 /// A new epoll instance.

@@ -64,3 +64,41 @@ async fn starting_is_fast() {
     }
     node.finish(runtime).await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn podinit_ends_with_its_last_process_when_the_machine_goes_down() {
+    let node = Node::new();
+    let runtime = node.runtime().await;
+    let config = sandbox_config(&node, "down");
+    let pod = node.cgroup.join(&config.cgroup_parent);
+    let sandbox = runtime.run_pod_sandbox(config).await.unwrap();
+    let polite = "trap 'echo bye; exit 7' TERM; echo up; while :; do sleep 0.05; done";
+    let id = runtime.create_container(&sandbox.id, script("a", polite)).await.unwrap();
+    runtime.start_container(&id).await.unwrap();
+    let log = runtime.container_status(&id).await.unwrap().log_path;
+    wait_log(&log, " up\n").await;
+    let first = |cgroup: &std::path::Path| -> i32 {
+        let procs = std::fs::read_to_string(cgroup.join("cgroup.procs")).unwrap();
+        procs.lines().next().unwrap().parse().unwrap()
+    };
+    let podinit = first(&node.cgroup.join("podinit").join(&sandbox.id));
+    // As systemd-shutdown does: SIGTERM to all, in any order.
+    let term = |pid| {
+        nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGTERM).unwrap();
+    };
+    term(podinit);
+    tokio::time::sleep(std::time::Duration::from_millis(1500)).await;
+    let state = runtime.container_status(&id).await.unwrap().state;
+    assert_eq!(state, ContainerState::Running, "podinit did not wait for its container");
+    term(first(&pod.join(&id)));
+    let status = wait_exited(&runtime, &id).await;
+    assert_eq!(status.exit_code, Some(7));
+    assert!(log_lines(&log).iter().any(|line| line.ends_with("bye")), "{:?}", log_lines(&log));
+    let started = std::time::Instant::now();
+    while runtime.pod_sandbox_status(&sandbox.id).await.unwrap().state == PodSandboxState::Ready {
+        assert!(started.elapsed().as_secs() < 5, "podinit still runs");
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
+    runtime.remove_pod_sandbox(&sandbox.id).await.unwrap();
+    node.finish(runtime).await;
+}
