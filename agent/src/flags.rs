@@ -6,14 +6,16 @@ use std::time::Duration;
 
 use clap::Parser;
 use ipnet::IpNet;
-use keelson_kubelet::node::KUBELET_VERSION;
+
+// Of whoever includes this file: the agent, or what makes manual pages of it.
+use super::VERSION;
 
 /// Environment variable that stands for `--log`.
 pub const LOG: &str = "KEELSON_LOG";
 
 /// Makes this machine a Kubernetes node.
 #[derive(Debug, Parser)]
-#[command(name = "keelson-agent", version = KUBELET_VERSION)]
+#[command(name = "keelson-agent", version = VERSION)]
 pub struct Flags {
     /// Something else than to be the node's agent
     #[command(subcommand)]
@@ -133,6 +135,16 @@ pub enum Command {
     /// Images of this node
     #[command(subcommand, visible_alias = "images")]
     Image(ImageCommand),
+    /// End all pods of this machine and remove what an agent made on it: processes, cgroups, mounts, the default pod
+    /// network, BPF programs, the nftables table, images, credentials, logs
+    ///
+    /// It refuses while an agent runs, and heeds the flags that the agent ran with, which are given before it. The Node
+    /// object is left to whoever administers the cluster, and forwarding of IP packets stays on.
+    Reset {
+        /// Leave images, credentials and logs where they are
+        #[arg(long)]
+        keep_files: bool,
+    },
 }
 
 /// `keelson-agent image`.
@@ -202,6 +214,12 @@ mod tests {
                 flags.command.as_ref() == Some(&import) && flags.run_dir == std::path::Path::new("/r")
             });
         }
+        check(&["--root-dir=/r", "reset", "--keep-files", "--run-dir=/n"], |flags| {
+            flags.command == Some(Command::Reset { keep_files: true })
+                && flags.root_dir == std::path::Path::new("/r")
+                && flags.run_dir == std::path::Path::new("/n")
+        });
+        check(&["reset"], |flags| flags.command == Some(Command::Reset { keep_files: false }));
         check(&["--max-pods=5"], |flags| flags.command.is_none());
         assert!(Flags::try_parse_from(["keelson-agent", "image", "import"]).is_err());
     }

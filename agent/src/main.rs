@@ -2,14 +2,16 @@
 //!
 //! Flags ([`flags`]) become a [`config::Config`], [`build::build`] makes the subsystems out of it in the order in which
 //! they stand on each other, and [`build::Agent::run`] keeps them until a signal comes. Pods are left as they are then,
-//! and so is the process that answers DNS: the next agent adopts them.
+//! and so is the process that answers DNS: the next agent adopts them. [`reset`] takes all of it back.
 
 mod build;
 mod command;
 mod config;
 mod flags;
 mod host;
+mod lock;
 mod network;
+mod reset;
 
 use std::io::IsTerminal;
 use std::process::ExitCode;
@@ -17,6 +19,7 @@ use std::process::ExitCode;
 use anyhow::Context;
 use clap::Parser;
 use flags::{Command, ImageCommand};
+use keelson_kubelet::node::KUBELET_VERSION as VERSION;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
@@ -36,8 +39,9 @@ fn main() -> ExitCode {
 
 /// What the command line asks for: to be the agent, unless it is a command.
 fn run(flags: flags::Flags) -> anyhow::Result<()> {
-    match &flags.command {
-        Some(Command::Image(ImageCommand::Import { files })) => command::import(&flags.run_dir, files),
+    match flags.command {
+        Some(Command::Image(ImageCommand::Import { files })) => command::import(&flags.run_dir, &files),
+        Some(Command::Reset { keep_files }) => reset(flags, keep_files),
         None => start(flags),
     }
 }
@@ -60,17 +64,32 @@ fn log(filter: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn start(flags: flags::Flags) -> anyhow::Result<()> {
+/// What the agent and its reset both begin with: the log, this machine for themselves, and what TLS needs.
+fn prepare(flags: &flags::Flags) -> anyhow::Result<std::fs::File> {
     log(&flags.log)?;
     abort_on_panic();
+    let lock = lock::take(&flags.run_dir)?;
     // Fails only when there is a provider already, and then that one is as good.
     let _ = rustls::crypto::ring::default_provider().install_default();
-    // SAFETY: the runtime below starts the first other thread.
+    // SAFETY: the async runtime, started later, has the first other thread.
     if unsafe { keelson_images::stand_in_if_missing(&flags.run_dir) }? {
         tracing::warn!(
             "this machine has no CA certificates: images can be pulled over plain HTTP only; install ca-certificates"
         );
     }
+    Ok(lock)
+}
+
+/// `keelson-agent reset`.
+fn reset(flags: flags::Flags, keep_files: bool) -> anyhow::Result<()> {
+    let _lock = prepare(&flags)?;
+    let config = config::Config::new(flags)?;
+    let runtime = tokio::runtime::Runtime::new().context("start the async runtime")?;
+    runtime.block_on(reset::run(&config, keep_files))
+}
+
+fn start(flags: flags::Flags) -> anyhow::Result<()> {
+    let _lock = prepare(&flags)?;
     let config = config::Config::new(flags)?;
     tokio::runtime::Runtime::new().context("start the async runtime")?.block_on(async {
         let shutdown = CancellationToken::new();

@@ -52,3 +52,13 @@ pub async fn add_local_address(ip: IpAddr) -> Result<()> {
     }
     netlink.add_address(lo.index, IpNet::from(ip), AddressScope::Host).await
 }
+
+/// Takes back what [`add_local_address`] did; that the address is gone is success.
+///
+/// # Errors
+/// The kernel's.
+pub async fn remove_local_address(ip: IpAddr) -> Result<()> {
+    let netlink = Netlink::open()?;
+    let lo = netlink.require_link("lo").await?;
+    netlink.delete_address(lo.index, IpNet::from(ip)).await
+}

@@ -4,7 +4,7 @@
 //! - [`driver`]: the runtime's side of the protocol;
 //! - [`netconf`]: network configurations in /etc/cni/net.d, and the default one;
 //! - [`ipam`]: crash-safe address management;
-//! - [`masquerade`], [`routes`], [`host`]: what a node needs around its pods;
+//! - [`masquerade`], [`routes`], [`host`]: what a node needs around its pods, and [`reset`]: all of it taken back;
 //! - [`types`]: the protocol's documents; [`net`]: the kernel's side of it.
 //!
 //! This crate never talks to the Kubernetes API, keeps no state but address records and cached results, and
@@ -18,6 +18,7 @@ pub mod net;
 pub mod netconf;
 mod nft;
 pub mod plugin;
+pub mod reset;
 pub mod routes;
 pub mod types;
 

@@ -241,6 +241,34 @@ pub fn ensure_default(dir: &Path, network: &DefaultNetwork) -> Result<DefaultOut
     Ok(DefaultOutcome::Updated(path))
 }
 
+/// The bridges that the default configuration in `dir` names; none when there is no such file.
+///
+/// # Errors
+/// I/O errors; a file that is not a configuration.
+pub fn default_bridges(dir: &Path) -> Result<Vec<String>> {
+    let path = dir.join(DEFAULT_FILE);
+    let text = match fs::read(&path) {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        other => other.map_err(|e| Error::io(format!("read {}", path.display()), e))?,
+    };
+    let plugins = NetworkConfig::parse(&text)?.plugins.into_iter().filter(|p| p.kind == PLUGIN_TYPE);
+    Ok(plugins.filter_map(|p| p.object.get("bridge").and_then(Value::as_str).map(str::to_owned)).collect())
+}
+
+/// Removes the default configuration; that there is none is success.
+///
+/// # Errors
+/// I/O errors.
+pub fn remove_default(dir: &Path) -> Result<()> {
+    let path = dir.join(DEFAULT_FILE);
+    match fs::remove_file(&path) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+            Err(Error::io(format!("remove {}", path.display()), e))
+        }
+        _ => Ok(()),
+    }
+}
+
 fn render(network: &DefaultNetwork) -> Result<Vec<u8>> {
     let plugin = json!({
         "type": PLUGIN_TYPE,
@@ -335,9 +363,14 @@ mod tests {
         let loaded = load_first(dir.path()).unwrap().unwrap();
         assert_eq!(loaded.network.plugins[0].object["mtu"], 1400);
         assert_eq!(loaded.network.plugins[0].object["ipam"]["ranges"][0], "10.244.2.0/24");
+        assert_eq!(default_bridges(dir.path()).unwrap(), ["cni0"]);
         let foreign = dir.path().join("05-cilium.conflist");
         fs::write(&foreign, "{}").unwrap();
-        assert_eq!(ensure("10.244.2.0/24"), DefaultOutcome::Foreign(foreign));
+        assert_eq!(ensure("10.244.2.0/24"), DefaultOutcome::Foreign(foreign.clone()));
+        remove_default(dir.path()).unwrap();
+        remove_default(dir.path()).unwrap();
+        assert!(!path.exists() && foreign.exists());
+        assert!(default_bridges(dir.path()).unwrap().is_empty());
     }
 
     proptest::proptest! {

@@ -243,3 +243,50 @@ fn driver_runs_the_default_network_in_process() {
         assert!(driver.attachments().unwrap().is_empty());
     });
 }
+
+#[test]
+fn a_reset_takes_all_of_it_back() {
+    let (host, other) = (Space::new(), Space::new());
+    let dir = tempfile::tempdir().unwrap();
+    let conf = dir.path().to_owned();
+    host.connect("lan0", &other, "lan1");
+    host.command("ip address add 10.89.0.11/24 dev lan0");
+    host.command("ip route add 10.50.0.0/16 via 10.89.0.1");
+    let picture = || ["ip link", "ip -4 address", "ip route"].map(|command| host.command(command));
+    let before = picture();
+    let pods: Vec<ipnet::IpNet> = vec!["10.244.1.0/24".parse().unwrap()];
+    let network = DefaultNetwork {
+        mode: Mode::Bridge,
+        pod_cidrs: pods.clone(),
+        cluster_cidrs: vec!["10.244.0.0/16".parse().unwrap()],
+        mtu: 0,
+        data_dir: conf.join("addresses"),
+    };
+    ensure_default(&conf, &network).unwrap();
+    host.command("ip link add cni0 type bridge");
+    let dns = "10.96.0.10".parse().unwrap();
+    host.block_on(move || async move {
+        host::add_local_address(dns).await.unwrap();
+        let netlink = Netlink::open().unwrap();
+        routes::sync(&netlink, &[route("10.244.2.0/24", "10.89.0.12")]).await.unwrap();
+    });
+    let masqueraded = || {
+        let pods = pods.clone();
+        host.run(move || keelson_cni::masquerade::is_in_place(&pods, &[]).unwrap())
+    };
+    let ranges = pods.clone();
+    host.run(move || keelson_cni::masquerade::ensure(&ranges, &[]).unwrap());
+    assert!(masqueraded() && picture() != before);
+    // A second time there is nothing to take back.
+    for _ in 0..2 {
+        let conf = conf.clone();
+        host.block_on(move || async move { keelson_cni::reset::reset(&conf, &[dns]).await }).unwrap();
+        assert_eq!(picture(), before);
+        assert!(!masqueraded());
+        assert!(!conf_file(&dir).exists());
+    }
+}
+
+fn conf_file(dir: &tempfile::TempDir) -> PathBuf {
+    dir.path().join(keelson_cni::netconf::DEFAULT_FILE)
+}

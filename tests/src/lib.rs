@@ -11,6 +11,7 @@
 
 pub mod cmd;
 pub mod debian;
+pub mod dist;
 pub mod images;
 pub mod kubectl;
 pub mod paths;

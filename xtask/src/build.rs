@@ -121,6 +121,19 @@ pub fn static_programs() -> Result<()> {
     Ok(())
 }
 
+/// Builds a daemon that needs nothing but the kernel. Only its own crate is built anew for that: which C library is linked
+/// is settled last, so the crates below it are those of every other build.
+pub fn static_daemon(name: &str, release: bool) -> Result<()> {
+    let mut args = vec!["rustc", "--quiet", "-p", name, "--bin", name];
+    // Names in backtraces are worth their room where something is given away, not where it is unpacked slowly in a test.
+    let strip = if release { "strip=debuginfo" } else { "strip=symbols" };
+    if release {
+        args.push("--release");
+    }
+    args.extend(["--", "-C", "target-feature=+crt-static", "-C", strip]);
+    cargo_visible(&args)
+}
+
 /// A program of a published crate, built into the folder of downloads if it is not there.
 pub fn cargo_program(name: &str, version: &str) -> Result<PathBuf> {
     let root = paths::cache().join("tools");
@@ -143,7 +156,12 @@ pub fn tools() -> Result<()> {
 
 /// Installs what QEMU guests need.
 pub fn vm_tools() -> Result<()> {
-    ensure_tools(&[(vm::PROGRAM, vm::PACKAGE), ("mke2fs", "e2fsprogs"), ("depmod", "kmod")])
+    ensure_tools(&[
+        (vm::PROGRAM, vm::PACKAGE),
+        ("mke2fs", "e2fsprogs"),
+        ("depmod", "kmod"),
+        ("mmdebstrap", "mmdebstrap"),
+    ])
 }
 
 /// `cargo xtask images`.

@@ -4,6 +4,7 @@ mod bench;
 mod build;
 mod cluster;
 mod conformance;
+mod dist;
 mod ebpf;
 mod fault;
 mod fuzz;
@@ -39,6 +40,8 @@ enum Command {
     /// What `conformance --vm` runs in its guest.
     #[command(hide = true)]
     ConformanceGuest(conformance::guest::GuestArgs),
+    /// Make Debian packages and a tarball: static programs, units, manual pages, completions.
+    Dist(dist::DistArgs),
     /// Break a copy of the checkout on purpose and run a command in it, which must fail.
     Fault(fault::FaultArgs),
     /// Run the fuzz targets of tests/fuzz, each for a while.
@@ -70,6 +73,7 @@ fn main() -> Result<()> {
         Command::Conformance(args) => conformance::run(&args, &mut keelson_tests::progress::Steps::new()),
         Command::Bench(args) => bench::run(&args),
         Command::ConformanceGuest(args) => conformance::guest::inside(&args),
+        Command::Dist(args) => dist::run(&args),
         Command::Fault(args) => fault::run(&args),
         Command::Fuzz(args) => fuzz::run(&args),
         Command::Test(args) => test::run(&args),

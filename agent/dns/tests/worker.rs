@@ -13,7 +13,7 @@ use common::{config, query, services, shown, slices};
 use futures::StreamExt;
 use hickory_proto::op::Message;
 use hickory_proto::rr::RecordType;
-use keelson_dns::worker::{Place, keep};
+use keelson_dns::worker::{Place, keep, retire};
 use keelson_dns::zone::{Change, ZoneChange};
 use keelson_dns::{DnsConfig, Sockets, Upstreams};
 use serde_json::json;
@@ -206,4 +206,25 @@ async fn it_is_replaced_without_a_lost_query() {
     end.cancel();
     assert!(asking.await.unwrap() > 50);
     third.die().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn it_is_retired_when_no_agent_is_to_come() {
+    let dir = tempfile::tempdir().unwrap();
+    let _cleared = Cleared(dir.path());
+    let config = settings();
+    let first = agent(dir.path(), &config, everything());
+    until(config.listen[0], "web", "NoError 10.96.0.20").await;
+    first.die().await;
+    assert_eq!(workers(dir.path()).len(), 1);
+    retire(&place(dir.path())).await.unwrap();
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while !workers(dir.path()).is_empty() {
+        assert!(Instant::now() < deadline, "the worker stays");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0, "its socket is gone too");
+    retire(&place(dir.path())).await.unwrap();
+    retire(&place(&dir.path().join("missing"))).await.unwrap();
+    assert!(!dir.path().join("missing").exists());
 }

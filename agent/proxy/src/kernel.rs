@@ -127,6 +127,20 @@ impl Kernel {
     }
 }
 
+/// Removes the pins of every version under `pin_dir`, and with them the programs and maps that no agent holds; that there
+/// are none is success.
+///
+/// # Errors
+/// A pin can't be removed.
+pub fn detach(pin_dir: &Path) -> Result<(), ProxyError> {
+    match fs::remove_dir_all(pin_dir) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(ProxyError::Io { action: "remove", path: pin_dir.to_owned(), source: error })
+        }
+        _ => Ok(()),
+    }
+}
+
 /// The cookie by which the kernel tells this process's network namespace from all others.
 fn netns_cookie() -> std::io::Result<u64> {
     let socket = std::net::UdpSocket::bind((std::net::Ipv4Addr::LOCALHOST, 0))?;

@@ -172,7 +172,7 @@ impl Runtime {
                 entries(&dir).iter().filter_map(|p| p.file_name()?.to_str().map(ToString::to_string)),
             );
         }
-        let cgroups = entries(&self.config.cgroup_root.join("podinit"));
+        let cgroups = entries(&self.config.cgroup_root.join(crate::cgroup::PODINIT));
         let is_id = |n: &str| n.len() == 64 && n.bytes().all(|b| b.is_ascii_hexdigit());
         strays.extend(
             cgroups.iter().filter(|p| p.is_dir()).filter_map(|p| Some(p.file_name()?.to_str()?.to_string())),

@@ -14,6 +14,9 @@ use oci_spec::runtime as oci;
 /// Controllers that limits need. Without them limits are not enforced.
 pub const WANTED: [&str; 5] = ["cpu", "cpuset", "memory", "pids", "io"];
 
+/// Parent of podinits' cgroups: beside the pods, so that no limit of a pod stops its logs.
+pub const PODINIT: &str = "podinit";
+
 /// The tree below one cgroup2 folder.
 #[derive(Debug, Clone)]
 pub struct Tree {
@@ -178,6 +181,19 @@ impl Tree {
             rootfs_used: None,
         }
     }
+}
+
+/// Kills what is left in these cgroups below `root`, and in podinits' own, and removes them. Idempotent.
+///
+/// # Errors
+/// The root is no cgroup2 folder, or processes do not die.
+pub async fn remove_cgroups(root: &Path, cgroups: &[&str]) -> Result<(), CriError> {
+    let tree = Tree::open(root).map_err(internal(root.display()))?;
+    for cgroup in cgroups.iter().chain(&[PODINIT]) {
+        tree.kill(cgroup).await?;
+        tree.remove(cgroup)?;
+    }
+    Ok(())
 }
 
 /// Shares of 2..=262144 as a weight of 1..=10000.

@@ -27,6 +27,7 @@ mod state;
 mod streams;
 mod sys;
 
+pub use cgroup::remove_cgroups;
 pub use config::Config;
 pub use runtime::{Runtime, RuntimeError};
 /// Becomes the spawner if this process was started as one; `main` of the agent, and of every program that makes a

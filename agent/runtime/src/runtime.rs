@@ -120,7 +120,7 @@ impl Sandbox {
 }
 
 pub(crate) fn podinit_cgroup(sandbox_id: &str) -> String {
-    format!("podinit/{sandbox_id}")
+    format!("{}/{sandbox_id}", crate::cgroup::PODINIT)
 }
 
 impl Container {

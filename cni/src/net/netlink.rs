@@ -210,9 +210,21 @@ impl Netlink {
     /// # Errors
     /// The kernel's, other than that there is none.
     pub async fn delete_veth(&self, name: &str) -> Result<()> {
+        self.delete_link(name, InfoKind::Veth).await
+    }
+
+    /// Deletes the link `name` if it exists and is of the kind bridge.
+    ///
+    /// # Errors
+    /// The kernel's, other than that there is none.
+    pub async fn delete_bridge(&self, name: &str) -> Result<()> {
+        self.delete_link(name, InfoKind::Bridge).await
+    }
+
+    async fn delete_link(&self, name: &str, kind: InfoKind) -> Result<()> {
         let Some(link) = self.link(name).await? else { return Ok(()) };
-        if link.kind != Some(InfoKind::Veth) {
-            return Err(Error::InvalidConfig(format!("link {name} is not a veth")));
+        if link.kind.as_ref() != Some(&kind) {
+            return Err(Error::InvalidConfig(format!("link {name} is not of the kind {kind:?}")));
         }
         match self.handle.link().del(link.index).execute().await {
             Err(e) if errno(&e) != libc::ENODEV => Err(failed(format!("delete link {name}"), e)),
@@ -237,6 +249,29 @@ impl Netlink {
             Err(e) if errno(&e) != libc::EEXIST => Err(failed(format!("add address {address}"), e)),
             _ => Ok(()),
         }
+    }
+
+    /// Removes an address; one that is gone is success.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub async fn delete_address(&self, index: u32, address: IpNet) -> Result<()> {
+        let request = self.handle.address().get().set_link_index_filter(index).execute();
+        let messages: Vec<_> = request.try_collect().await.map_err(|e| failed("list addresses".into(), e))?;
+        let is = |message: &netlink_packet_route::address::AddressMessage| {
+            message.header.index == index
+                && message.header.prefix_len == address.prefix_len()
+                && message.attributes.contains(&AddressAttribute::Address(address.addr()))
+        };
+        for message in messages.into_iter().filter(is) {
+            match self.handle.address().del(message).execute().await {
+                Err(e) if errno(&e) != libc::EADDRNOTAVAIL => {
+                    return Err(failed(format!("remove address {address}"), e));
+                }
+                _ => {}
+            }
+        }
+        Ok(())
     }
 
     /// Every address of a link.

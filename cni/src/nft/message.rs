@@ -6,6 +6,7 @@ use ipnet::IpNet;
 
 /// Message types of the nf_tables subsystem.
 pub const NEW_TABLE: u16 = 0;
+pub const DEL_TABLE: u16 = 2;
 pub const NEW_CHAIN: u16 = 3;
 pub const NEW_RULE: u16 = 6;
 pub const GET_RULE: u16 = 7;

@@ -11,3 +11,5 @@ mod message;
 pub mod services;
 mod socket;
 mod table;
+
+pub use table::remove as remove_table;

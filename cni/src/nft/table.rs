@@ -1,8 +1,8 @@
 //! The table `inet keelson` and its chains.
 
 use super::message::{
-    Attrs, DEL_RULE, Expressions, GET_RULE, Message, NEW_CHAIN, NEW_RULE, NEW_TABLE, RULE_CHAIN, RULE_HANDLE,
-    RULE_TABLE, RULE_USERDATA, read_attrs, read_comment,
+    Attrs, DEL_RULE, DEL_TABLE, Expressions, GET_RULE, Message, NEW_CHAIN, NEW_RULE, NEW_TABLE, RULE_CHAIN,
+    RULE_HANDLE, RULE_TABLE, RULE_USERDATA, read_attrs, read_comment,
 };
 use super::socket::Socket;
 use crate::error::{Error, Result};
@@ -85,6 +85,19 @@ impl Table {
 /// Creates the table if it is missing.
 pub fn new_table() -> Message {
     Message::table(NEW_TABLE, NLM_F_CREATE, Attrs::default().text(1, TABLE))
+}
+
+/// Removes the table with all that is in it; that there is none is success. It works in the calling thread's network
+/// namespace.
+///
+/// # Errors
+/// [`Error::Netfilter`].
+pub fn remove() -> Result<()> {
+    let message = Message::table(DEL_TABLE, 0, Attrs::default().text(1, TABLE));
+    match Table::open()?.commit("remove the table", vec![message]) {
+        Err(Error::Netfilter { source, .. }) if source.raw_os_error() == Some(libc::ENOENT) => Ok(()),
+        other => other,
+    }
 }
 
 /// Creates a chain without a hook if it is missing.

@@ -56,6 +56,30 @@ pub async fn keep<S: Stream<Item = ZoneChange>>(
     }
 }
 
+/// Ends every worker that agents left in a place, for when no agent is to come any more. There may be none.
+///
+/// # Errors
+/// The folder can't be read, or a worker does not listen to reason.
+pub async fn retire(place: &Place) -> io::Result<()> {
+    if !place.dir.exists() {
+        return Ok(());
+    }
+    for socket in folder(&place.dir)? {
+        match Worker::meet(socket.clone()).await {
+            Ok((mut worker, _sockets)) => {
+                wire::send_first(&mut worker.stream, &Order::Retire, &[]).await?;
+                // It lets go of the connection as it ends.
+                let _ = timeout(HELLO, wire::receive::<String>(&mut worker.stream)).await?;
+            }
+            // Nobody listens there any more.
+            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {}
+            Err(error) => return Err(error),
+        }
+        std::fs::remove_file(&socket)?;
+    }
+    Ok(())
+}
+
 /// A worker that lives.
 struct Worker {
     stream: UnixStream,

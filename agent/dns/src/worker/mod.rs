@@ -14,7 +14,7 @@ use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-pub use keeper::keep;
+pub use keeper::{keep, retire};
 pub use process::run;
 
 /// Name under which a program is the worker.
