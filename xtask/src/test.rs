@@ -8,6 +8,7 @@ use keelson_tests::testbed::snapshot::Snapshot;
 
 use crate::build;
 use crate::conformance::{self, ConformanceArgs};
+use crate::dist;
 
 /// How many tests of upstream's suite are run each time, chosen by the commit's hash.
 const CONFORMANCE_SAMPLE: usize = 30;
@@ -89,14 +90,14 @@ fn stages(part: Option<Part>, steps: &mut Steps) -> Result<()> {
             tests.into_iter().partition(|name| name.starts_with("vm_"));
         steps.step("e2e tests", || run_whole_system(&clusters))?;
         tell_left_out(&left_out);
-        steps.step("QEMU tests", || build::vm_tools().and_then(|()| run_whole_system(&guests)))?;
-    }
-    if part != Some(Part::Unit) {
         steps.step("cargo xtask up, kubectl, down", by_command)?;
-    }
-    if part.is_none() {
-        conformance::run(&ConformanceArgs::sample_of_ratchet(CONFORMANCE_SAMPLE), steps)?;
-        crate::ebpf::build(steps, true)?;
+        if part.is_none() {
+            conformance::run(&ConformanceArgs::sample_of_ratchet(CONFORMANCE_SAMPLE), steps)?;
+            crate::ebpf::build(steps, true)?;
+        }
+        // Last: the static programs take the others' places, which would only be linked anew for more tests.
+        steps.step("packages for guests", dist::for_tests)?;
+        steps.step("QEMU tests", || build::vm_tools().and_then(|()| run_whole_system(&guests)))?;
     }
     Ok(())
 }

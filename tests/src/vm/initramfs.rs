@@ -79,6 +79,7 @@ pub(super) fn build(busybox: &Path, boot_modules: &Path, settings: &str, job: &s
     }
     cpio.file("init", include_bytes!("initramfs.sh"));
     cpio.file("guest", include_bytes!("guest.sh"));
+    cpio.file("debian", include_bytes!("debian.sh"));
     cpio.file("settings", settings.as_bytes());
     cpio.file("job", job.as_bytes());
     Ok(cpio.finish())

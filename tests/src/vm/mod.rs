@@ -5,9 +5,14 @@
 //! machine at `/job`, runs one command, and powers off. What the command prints is streamed; what it writes to `/output`
 //! comes back. It has no network but its own loopback and wires to other guests.
 //!
+//! [`Vm::debian`] is a bare Debian instead, run by systemd: the command is a unit of it, `/job` and `/output` are as above,
+//! and instead of wires to other guests it has one with nobody at its other end, with the address 10.1.1.1/24 and a default
+//! route. A command that makes the file `/run/keelson-vm/reboot` and ends has the guest rebooted, and is run again;
+//! `KEELSON_BOOT` counts, from 1.
+//!
 //! - `kernel`: Debian's kernels, unpacked.
-//! - `root`: the root disk.
-//! - `initramfs`: what boots it, with the scripts `initramfs.sh` and `guest.sh`.
+//! - `root`: the root disk; `debian`: that of a bare Debian.
+//! - `initramfs`: what boots it, with the scripts `initramfs.sh`, and `guest.sh` or `debian.sh`.
 //! - `disk`: disks from folders.
 //! - `qemu`: the command line and the process.
 //! - [`programs`]: what was built here, laid out for a guest; test executables that run in one.
@@ -23,6 +28,7 @@
 //! # anyhow::Ok(())
 //! ```
 
+mod debian;
 mod disk;
 mod initramfs;
 mod kernel;
@@ -34,7 +40,7 @@ use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use tempfile::TempDir;
 
 use crate::paths;
@@ -49,9 +55,19 @@ const BOOTS: usize = 3;
 /// How long a guest may take to boot, and to hand over its result, beside the job's own time.
 const BOOT_LIMIT: Duration = Duration::from_secs(60);
 
+/// What a guest runs beside its kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum System {
+    /// The job alone, beside a few programs.
+    Bare,
+    /// Debian's systemd.
+    Debian,
+}
+
 /// A guest to be.
 #[derive(Clone, Debug)]
 pub struct Vm {
+    system: System,
     kernel: Kernel,
     cpus: u8,
     memory_mib: u32,
@@ -106,6 +122,7 @@ impl Vm {
     /// A guest of two CPUs and 2 GiB.
     pub fn new(kernel: Kernel) -> Self {
         Self {
+            system: System::Bare,
             kernel,
             cpus: 2,
             memory_mib: 2048,
@@ -114,6 +131,11 @@ impl Vm {
             nics: Vec::new(),
             quiet: false,
         }
+    }
+
+    /// As [`Vm::new`], with a bare Debian that systemd runs.
+    pub fn debian(kernel: Kernel) -> Self {
+        Self { system: System::Debian, ..Self::new(kernel) }
     }
 
     /// How many CPUs it has.
@@ -180,14 +202,18 @@ impl Vm {
         }
         let kernel = self.kernel.fetch()?;
         let root = root::ensure()?;
+        let debian = self.system == System::Debian;
+        ensure!(self.nics.is_empty() || !debian, "a bare Debian has no wires to other guests");
+        let root_image = if debian { debian::ensure()? } else { root.image };
         let runs = paths::target().join("vm");
         fs::create_dir_all(&runs)?;
         let work = tempfile::Builder::new().prefix("run-").tempdir_in(&runs)?;
         let at = |name: &str| work.path().join(name);
 
         let settings = format!(
-            "limit={}\ninteractive={}\nnetwork={}\n",
+            "limit={}\nsystem={}\ninteractive={}\nnetwork={}\n",
             limit.as_secs().max(1),
+            if debian { "debian" } else { "bare" },
             if interactive { "yes" } else { "" },
             if self.nics.is_empty() { "" } else { "yes" }
         );
@@ -202,13 +228,14 @@ impl Vm {
         let machine = qemu::Machine {
             kernel: &kernel.image,
             initramfs: &at("initramfs"),
-            disks: &[root.image, kernel.modules, at("job.ext4")],
+            disks: &[root_image, kernel.modules, at("job.ext4")],
             result_disk: &at("result.tar"),
             nics: &self.nics,
             cpus: self.cpus,
             memory_mib: self.memory_mib,
             console: &at("console.log"),
             interactive,
+            whole: debian,
         };
         let mut log = File::create(at("job.log"))?;
         let in_time = qemu::run(&machine, work.path(), limit + BOOT_LIMIT, |bytes| {
@@ -233,13 +260,16 @@ impl Vm {
         tar::Archive::new(File::open(at("result.tar"))?)
             .unpack(&result)
             .context("unpack the guest's result")?;
-        let Ok(status) = fs::read_to_string(result.join("status")) else {
+        let status = fs::read_to_string(result.join("status")).ok();
+        // One that reboots when it dies says something in the end.
+        if status.is_none() || (debian && status.as_deref() != Some("0\n")) {
             let all = fs::read(at("console.log")).unwrap_or_default();
-            let text = format!("the guest (kernel {}) died; its console:\n{}", self.kernel, console());
             if StaleBreakpoint::is_in(&String::from_utf8_lossy(&all)) {
                 return Err(StaleBreakpoint.into());
             }
-            bail!(text);
+        }
+        let Some(status) = status else {
+            bail!("the guest (kernel {}) died; its console:\n{}", self.kernel, console());
         };
         let _ = fs::remove_file(at("result.tar"));
         let status = status.trim().parse().with_context(|| format!("the job's status {status:?}"))?;

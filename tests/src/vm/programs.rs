@@ -31,8 +31,13 @@ pub fn stage(dir: &Path, images: &[&str]) -> Result<()> {
         // Where the testbed in the guest looks for it.
         put(&archive, &target.join(archive.strip_prefix(paths::target())?))?;
     }
+    put_kubectl(&dir.join("bin"))
+}
+
+/// Puts the real kubectl into a folder.
+pub fn put_kubectl(dir: &Path) -> Result<()> {
     let kubectl = Kubectl::new(Path::new("/"))?;
-    put(&on_path(kubectl.program())?, &dir.join("bin/kubectl"))
+    put(&on_path(kubectl.program())?, &dir.join("kubectl"))
 }
 
 /// A guest with what [`stage`] laid out.

@@ -48,6 +48,8 @@ pub(super) struct Machine<'a> {
     pub console: &'a Path,
     /// Standard input and output are the guest's terminal, not the job's output.
     pub interactive: bool,
+    /// A machine of its own: it has a network device with nobody at its other end, and a reboot is one, and not the end.
+    pub whole: bool,
 }
 
 /// QEMU's arguments.
@@ -84,7 +86,15 @@ fn arguments(machine: &Machine<'_>, accelerator: Option<&str>) -> Vec<String> {
     add("-chardev", "stdio,id=job,signal=off".to_owned());
     let port = if machine.interactive { "virtconsole" } else { "virtserialport" };
     add("-device", format!("{port},chardev=job,nr=1,name=job"));
-    args.extend(["-nodefaults", "-no-reboot", "-no-user-config"].map(str::to_owned));
+    args.extend(["-nodefaults", "-no-user-config"].map(str::to_owned));
+    if machine.whole {
+        args.extend(
+            ["-netdev", "hubport,id=alone,hubid=0", "-device", "virtio-net-pci,netdev=alone"]
+                .map(str::to_owned),
+        );
+    } else {
+        args.push("-no-reboot".to_owned());
+    }
     args
 }
 
@@ -208,6 +218,7 @@ mod tests {
             memory_mib: 1024,
             console: Path::new("/c"),
             interactive,
+            whole: false,
         }
     }
 
@@ -221,6 +232,14 @@ mod tests {
         assert!(drives[2].ends_with("file=/r") && !drives[2].contains("snapshot"));
         assert!(args.iter().any(|arg| arg == "max,-cx16"));
         assert!(!args.iter().any(|arg| arg == "-netdev"));
+        assert!(args.iter().any(|arg| arg == "-no-reboot"));
+    }
+
+    #[test]
+    fn a_whole_machine_reboots() {
+        let args = arguments(&Machine { whole: true, ..machine(&[], &[], false) }, None);
+        assert!(!args.iter().any(|arg| arg == "-no-reboot"));
+        assert!(args.iter().any(|arg| arg == "virtio-net-pci,netdev=alone"));
     }
 
     #[test]
