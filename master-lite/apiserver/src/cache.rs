@@ -63,14 +63,17 @@ impl CachedObject {
                 return None;
             }
         };
-        let value = match spliced.value() {
-            Ok(value) => value,
+        // Of most objects no more is ever looked at; those of which more is are parsed whole then.
+        let paths: Vec<&str> =
+            std::iter::once("metadata.labels").chain(crate::filter::selectable_paths(storage)).collect();
+        let picked = match crate::pick::pick(spliced.json(), &paths) {
+            Ok(picked) => picked,
             Err(error) => {
                 tracing::error!(%error, resource = %storage.plural, key = rest, "unreadable object in the store");
                 return None;
             }
         };
-        let labels = value["metadata"]["labels"]
+        let labels = picked["metadata"]["labels"]
             .as_object()
             .into_iter()
             .flatten()
@@ -81,7 +84,7 @@ impl CachedObject {
             name: name.to_owned(),
             revision,
             labels,
-            fields: crate::filter::selectable_values(storage, &value),
+            fields: crate::filter::selectable_values(storage, &picked),
             spliced,
             value: OnceLock::new(),
         })
@@ -107,7 +110,7 @@ impl CachedObject {
 
     /// As a tree; parsed once and kept.
     pub fn value(&self) -> Arc<Value> {
-        // The JSON was parsed when the object was read, so it parses again.
+        // That it is JSON was seen when the object was read.
         self.value.get_or_init(|| Arc::new(self.spliced.value().unwrap_or(Value::Null))).clone()
     }
 

@@ -88,7 +88,13 @@ impl Filter {
     }
 }
 
-/// Values of a row's selectable fields, as selectors compare them.
+/// Where in an object a row's selectable fields are.
+pub fn selectable_paths(storage: &Resource) -> impl Iterator<Item = &str> {
+    storage.selectable_fields.iter().flat_map(|field| field.path.split('|'))
+}
+
+/// Values of a row's selectable fields, as selectors compare them. Of the object no more is needed than
+/// [`selectable_paths`].
 pub fn selectable_values(storage: &Resource, object: &Value) -> Box<[Box<str>]> {
     storage
         .selectable_fields

@@ -28,6 +28,7 @@ pub mod metrics;
 pub mod negotiate;
 pub mod options;
 mod owners;
+mod pick;
 pub mod pki;
 pub mod present;
 pub mod request_info;
