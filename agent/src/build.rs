@@ -59,7 +59,7 @@ pub async fn build(mut config: Config, shutdown: CancellationToken) -> anyhow::R
     let node = NodeManager::new(node, client.clone(), runtime.clone(), images.clone())?;
     tasks.spawn("node", infallible(node.clone().run(shutdown.clone())));
     tasks.spawn_endless("pod ranges", follow_pod_ranges(config.pod_ranges.clone(), node.clone()));
-    tasks.spawn_endless("routes", keep_routes(client.clone(), config.node.name.clone()));
+    tasks.spawn_endless("routes", keep_routes(client.clone(), config.routes.clone()));
 
     // The pods of this node.
     let pods = PodManagerConfig {

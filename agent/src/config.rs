@@ -4,6 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 
 use anyhow::Context;
+use keelson_cni::vxlan::VxlanMode;
 use keelson_cni::{DriverConfig, Mode};
 use keelson_images::{ImageStoreConfig, Limits, RegistryConfig};
 use keelson_kubelet::certs::JoinOptions;
@@ -12,9 +13,9 @@ use keelson_kubelet::pods::PodManagerConfig;
 use keelson_kubelet::server::ServerConfig;
 use serde_json::json;
 
-use crate::flags::{Flags, NetworkMode};
+use crate::flags::{self, Flags, NetworkMode};
 use crate::host;
-use crate::network::PodRangeConfig;
+use crate::network::{ClusterRanges, PodRangeConfig, RouteConfig};
 
 /// All that a node is made from.
 #[derive(Debug, Clone)]
@@ -37,6 +38,8 @@ pub struct Config {
     pub runtime: keelson_runtime::Config,
     /// CNI.
     pub network: DriverConfig,
+    /// The way to other nodes' pods.
+    pub routes: RouteConfig,
     /// The default network configuration.
     pub pod_ranges: PodRangeConfig,
     /// Services.
@@ -76,6 +79,11 @@ impl Config {
             "--node-ip: give one address, or one of each family"
         );
         let healthz = SocketAddr::new(flags.healthz_bind_address, flags.healthz_port);
+        let vxlan = match flags.vxlan_mode {
+            flags::VxlanMode::Never => VxlanMode::Never,
+            flags::VxlanMode::CrossSubnet => VxlanMode::CrossSubnet,
+            flags::VxlanMode::Always => VxlanMode::Always,
+        };
         let cluster_cidrs = [flags.cluster_cidr.as_slice(), &flags.service_cidr].concat();
         Ok(Self {
             join: JoinOptions {
@@ -136,6 +144,11 @@ impl Config {
                 cache_dir: flags.state_dir.join("cni/cache"),
                 ..DriverConfig::default()
             },
+            routes: RouteConfig {
+                node_name: name.clone(),
+                cluster: ClusterRanges { pods: flags.cluster_cidr, services: flags.service_cidr.clone() },
+                vxlan,
+            },
             proxy: keelson_proxy::ProxyConfig {
                 cgroup: flags.proxy_cgroup.unwrap_or(cgroup2),
                 pin_dir: flags.bpf_dir,
@@ -158,6 +171,7 @@ impl Config {
                 },
                 cluster_cidrs,
                 data_dir: flags.state_dir.join("cni/addresses"),
+                vxlan,
             },
         })
     }

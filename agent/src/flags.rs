@@ -112,6 +112,9 @@ pub struct Flags {
     /// How pods are wired by the default network configuration
     #[arg(long, value_enum, default_value_t = NetworkMode::Bridge)]
     pub network_mode: NetworkMode,
+    /// When packets to pods of other nodes are wrapped in VXLAN (UDP port 8472); the same on every node
+    #[arg(long, value_enum, default_value_t = VxlanMode::CrossSubnet)]
+    pub vxlan_mode: VxlanMode,
     /// Folder of CNI configurations
     #[arg(long, default_value = "/etc/cni/net.d")]
     pub cni_conf_dir: PathBuf,
@@ -179,6 +182,17 @@ fn go_duration(text: &str) -> Result<Duration, String> {
         rest = tail;
     }
     if sum.is_zero() { Err(wrong()) } else { Ok(sum) }
+}
+
+/// `--vxlan-mode`, in Calico's words.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum VxlanMode {
+    /// All nodes are on one network
+    Never,
+    /// Where the way to a node leads over a router
+    CrossSubnet,
+    /// Always
+    Always,
 }
 
 /// `--network-mode`.

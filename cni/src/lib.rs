@@ -4,7 +4,8 @@
 //! - [`driver`]: the runtime's side of the protocol;
 //! - [`netconf`]: network configurations in /etc/cni/net.d, and the default one;
 //! - [`ipam`]: crash-safe address management;
-//! - [`masquerade`], [`routes`], [`host`]: what a node needs around its pods, and [`reset`]: all of it taken back;
+//! - [`masquerade`], [`routes`], [`vxlan`], [`host`]: what a node needs around its pods, and [`reset`]: all of it taken
+//!   back;
 //! - [`types`]: the protocol's documents; [`net`]: the kernel's side of it.
 //!
 //! This crate never talks to the Kubernetes API, keeps no state but address records and cached results, and
@@ -21,6 +22,7 @@ pub mod plugin;
 pub mod reset;
 pub mod routes;
 pub mod types;
+pub mod vxlan;
 
 pub use driver::{Attached, Attachment, Bandwidth, Driver, DriverConfig, DriverError};
 pub use error::{Error, Result};

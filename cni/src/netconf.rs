@@ -180,6 +180,8 @@ pub struct DefaultNetwork {
     pub cluster_cidrs: Vec<IpNet>,
     /// MTU in bytes, 0 to derive it.
     pub mtu: u32,
+    /// What a tunnel between nodes takes of each packet, in bytes.
+    pub overhead: u32,
     /// Folder of the address records.
     pub data_dir: PathBuf,
 }
@@ -197,8 +199,8 @@ pub enum DefaultOutcome {
     Foreign(PathBuf),
 }
 
-/// Writes `10-keelson.conflist` into `dir` when no configuration is there, and follows the node's ranges in
-/// it later. Everything else that someone has changed in the file stays.
+/// Writes `10-keelson.conflist` into `dir` when no configuration is there, and follows the node's ranges and the
+/// tunnel's overhead in it later. Everything else that someone has changed in the file stays.
 ///
 /// # Errors
 /// I/O errors; [`Error::InvalidConfig`] when the ranges are unusable.
@@ -225,9 +227,10 @@ pub fn ensure_default(dir: &Path, network: &DefaultNetwork) -> Result<DefaultOut
     let mut changed = false;
     let plugins = root.get_mut("plugins").and_then(Value::as_array_mut).into_iter().flatten();
     for plugin in plugins.filter(|p| p.get("type").and_then(Value::as_str) == Some(PLUGIN_TYPE)) {
-        let wanted = &fresh["plugins"][0]["ipam"]["ranges"];
-        if plugin["ipam"]["ranges"] != *wanted {
-            plugin["ipam"]["ranges"] = wanted.clone();
+        let (ranges, overhead) = (&fresh["plugins"][0]["ipam"]["ranges"], &fresh["plugins"][0]["overhead"]);
+        if plugin["ipam"]["ranges"] != *ranges || plugin["overhead"] != *overhead {
+            plugin["ipam"]["ranges"] = ranges.clone();
+            plugin["overhead"] = overhead.clone();
             changed = true;
         }
     }
@@ -275,6 +278,7 @@ fn render(network: &DefaultNetwork) -> Result<Vec<u8>> {
         "mode": network.mode,
         "bridge": "cni0",
         "mtu": network.mtu,
+        "overhead": network.overhead,
         "ipMasq": true,
         "clusterCIDR": network.cluster_cidrs,
         "ipam": {"ranges": network.pod_cidrs, "dataDir": network.data_dir},
@@ -316,6 +320,7 @@ mod tests {
             pod_cidrs: vec![cidr.parse().unwrap()],
             cluster_cidrs: vec!["10.244.0.0/16".parse().unwrap(), "10.96.0.0/16".parse().unwrap()],
             mtu: 0,
+            overhead: 50,
             data_dir: "/var/lib/keelson/cni".into(),
         }
     }
@@ -364,6 +369,9 @@ mod tests {
         assert_eq!(loaded.network.plugins[0].object["mtu"], 1400);
         assert_eq!(loaded.network.plugins[0].object["ipam"]["ranges"][0], "10.244.2.0/24");
         assert_eq!(default_bridges(dir.path()).unwrap(), ["cni0"]);
+        let unwrapped = DefaultNetwork { overhead: 0, ..network("10.244.2.0/24") };
+        assert_eq!(ensure_default(dir.path(), &unwrapped).unwrap(), DefaultOutcome::Updated(path.clone()));
+        assert_eq!(load_first(dir.path()).unwrap().unwrap().network.plugins[0].object["overhead"], 0);
         let foreign = dir.path().join("05-cilium.conflist");
         fs::write(&foreign, "{}").unwrap();
         assert_eq!(ensure("10.244.2.0/24"), DefaultOutcome::Foreign(foreign.clone()));

@@ -5,12 +5,12 @@ use std::path::Path;
 
 use crate::error::{Error, Result};
 use crate::net::netlink::Netlink;
-use crate::{host, netconf, nft, routes};
+use crate::{host, netconf, nft, routes, vxlan};
 
-/// Removes routes to other nodes, the default network's bridge and configuration, the nftables table, and `local`, the
-/// addresses that [`host::add_local_address`] put on the loopback. Forwarding stays on: others may have come to need it.
-/// Every step is tried; each failure is in the error. Must be called within a tokio runtime; works in the calling
-/// thread's network namespace.
+/// Removes routes to other nodes, the VXLAN devices, the default network's bridge and configuration, the nftables table,
+/// and `local`, the addresses that [`host::add_local_address`] put on the loopback. Forwarding stays on: others may have
+/// come to need it. Every step is tried; each failure is in the error. Must be called within a tokio runtime; works in the
+/// calling thread's network namespace.
 ///
 /// # Errors
 /// The kernel's and I/O errors, gathered.
@@ -18,6 +18,7 @@ pub async fn reset(conf_dir: &Path, local: &[IpAddr]) -> Result<()> {
     let netlink = Netlink::open()?;
     let mut errors = Vec::new();
     errors.extend(routes::sync(&netlink, &[]).await.err());
+    errors.extend(vxlan::remove(&netlink).await.err());
     match netconf::default_bridges(conf_dir) {
         Ok(bridges) => {
             for bridge in bridges {

@@ -8,6 +8,7 @@ use ipnet::IpNet;
 
 use crate::error::{Error, Result};
 use crate::net::netlink::{Netlink, RouteSpec};
+use crate::vxlan;
 
 /// `rtm_protocol` of routes to other nodes. Not taken in iproute2's rt_protos.
 pub const PROTOCOL_NODE: u8 = 75;
@@ -21,8 +22,10 @@ pub(crate) const PROTOCOL_STATIC: u8 = 4;
 pub struct NodeRoute {
     /// The node's pod range.
     pub dst: IpNet,
-    /// The node's address, on a network this host is on.
+    /// The node's address, or its link-local one on a VXLAN device for IPv6.
     pub via: IpAddr,
+    /// The VXLAN device that leads to the node; without one the node is on a network this host is on.
+    pub link: Option<u32>,
 }
 
 /// One step towards the desired routes.
@@ -40,7 +43,7 @@ pub enum RouteOp {
 pub fn diff(current: &[NodeRoute], desired: &[NodeRoute]) -> Vec<RouteOp> {
     let mut wanted: Vec<NodeRoute> = Vec::new();
     for route in desired {
-        let route = NodeRoute { dst: route.dst.trunc(), via: route.via };
+        let route = NodeRoute { dst: route.dst.trunc(), ..route.clone() };
         if !wanted.iter().any(|other| other.dst == route.dst) {
             wanted.push(route);
         }
@@ -61,10 +64,18 @@ pub fn diff(current: &[NodeRoute], desired: &[NodeRoute]) -> Vec<RouteOp> {
 /// # Errors
 /// The kernel's, gathered.
 pub async fn sync(netlink: &Netlink, desired: &[NodeRoute]) -> Result<()> {
+    let mut devices = Vec::new();
+    for name in vxlan::DEVICES {
+        devices.extend(netlink.link(name).await?.map(|link| link.index));
+    }
     let listed = netlink.routes().await?.into_iter();
     let current: Vec<NodeRoute> = listed
         .filter(|route| route.protocol == PROTOCOL_NODE)
-        .filter_map(|route| Some(NodeRoute { dst: route.dst, via: route.via? }))
+        .filter_map(|route| {
+            // Every route has a link; it is ours to say only for these devices.
+            let link = route.link.filter(|link| devices.contains(link));
+            Some(NodeRoute { dst: route.dst, via: route.via?, link })
+        })
         .collect();
     let mut errors = Vec::new();
     for op in diff(&current, desired) {
@@ -78,7 +89,14 @@ pub async fn sync(netlink: &Netlink, desired: &[NodeRoute]) -> Result<()> {
 }
 
 fn spec(route: &NodeRoute) -> RouteSpec {
-    RouteSpec { dst: route.dst, via: Some(route.via), link: None, onlink: false, protocol: PROTOCOL_NODE }
+    RouteSpec {
+        dst: route.dst,
+        via: Some(route.via),
+        link: route.link,
+        // No address on the device says that the node is there. (IPv6 knows a link-local one without.)
+        onlink: route.link.is_some() && route.via.is_ipv4(),
+        protocol: PROTOCOL_NODE,
+    }
 }
 
 #[cfg(test)]
@@ -87,7 +105,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn route(dst: &str, via: &str) -> NodeRoute {
-        NodeRoute { dst: dst.parse().unwrap(), via: via.parse().unwrap() }
+        NodeRoute { dst: dst.parse().unwrap(), via: via.parse().unwrap(), link: None }
     }
 
     #[test]
@@ -106,6 +124,8 @@ mod tests {
         check(&[&b], &[&moved], &[RouteOp::Put(moved.clone())]);
         check(&[&a], &[&b], &[RouteOp::Put(b.clone()), RouteOp::Delete(a.clone())]);
         check(&[], &[&b, &moved], &[RouteOp::Put(b.clone())]);
+        let wrapped = NodeRoute { link: Some(7), ..b.clone() };
+        check(&[&b], &[&wrapped], &[RouteOp::Put(wrapped.clone())]);
     }
 
     proptest! {

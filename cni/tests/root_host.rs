@@ -12,10 +12,11 @@ use std::time::Duration;
 use common::Space;
 use keelson_cni::netconf::{DefaultNetwork, ensure_default};
 use keelson_cni::services::{self, Forward};
+use keelson_cni::vxlan::{self, Overlay, VxlanMode};
 use keelson_cni::{Attachment, Driver, DriverConfig, Mode, Netlink, NodeRoute, Owner, host, routes};
 
 fn route(dst: &str, via: &str) -> NodeRoute {
-    NodeRoute { dst: dst.parse().unwrap(), via: via.parse().unwrap() }
+    NodeRoute { dst: dst.parse().unwrap(), via: via.parse().unwrap(), link: None }
 }
 
 #[test]
@@ -222,6 +223,7 @@ fn driver_runs_the_default_network_in_process() {
             pod_cidrs: vec!["10.244.1.0/24".parse().unwrap()],
             cluster_cidrs: vec!["10.244.0.0/16".parse().unwrap()],
             mtu: 0,
+            overhead: 0,
             data_dir: root.join("ipam"),
         };
         ensure_default(&driver.config().conf_dir, &network).unwrap();
@@ -260,16 +262,25 @@ fn a_reset_takes_all_of_it_back() {
         pod_cidrs: pods.clone(),
         cluster_cidrs: vec!["10.244.0.0/16".parse().unwrap()],
         mtu: 0,
+        overhead: 50,
         data_dir: conf.join("addresses"),
     };
     ensure_default(&conf, &network).unwrap();
     host.command("ip link add cni0 type bridge");
     let dns = "10.96.0.10".parse().unwrap();
+    let overlay = Overlay {
+        mode: VxlanMode::CrossSubnet,
+        addresses: vec!["10.89.0.11".parse().unwrap()],
+        pod_cidrs: pods.clone(),
+    };
     host.block_on(move || async move {
         host::add_local_address(dns).await.unwrap();
         let netlink = Netlink::open().unwrap();
-        routes::sync(&netlink, &[route("10.244.2.0/24", "10.89.0.12")]).await.unwrap();
+        // One straight, and one behind a router.
+        let routes = [route("10.244.2.0/24", "10.89.0.12"), route("10.244.3.0/24", "10.50.0.13")];
+        vxlan::sync(&netlink, &overlay, &routes).await.unwrap();
     });
+    assert!(host.command("ip link").contains(vxlan::DEVICES[0]));
     let masqueraded = || {
         let pods = pods.clone();
         host.run(move || keelson_cni::masquerade::is_in_place(&pods, &[]).unwrap())

@@ -298,16 +298,27 @@ fn wrong_namespaces_are_refused() {
 
 #[test]
 fn mtu_follows_the_default_route() {
-    let dir = tempfile::tempdir().unwrap();
-    let (host, pod) = (Space::new(), Space::new());
-    let _outside = outside(&host);
-    host.command("ip link set wan0 mtu 1400");
-    host.command("ip route add default via 192.0.2.2");
-    let result = call(&host, "ADD", "pod", Some(&pod), &config("bridge", dir.path())).unwrap();
-    for interface in result["interfaces"].as_array().unwrap() {
-        assert_eq!(interface["mtu"], 1400, "{interface}");
-    }
-    assert!(pod.command("ip link show eth0").contains("mtu 1400"));
+    let check = |host_mtu: u32, overhead: u32, expected: u32| {
+        let dir = tempfile::tempdir().unwrap();
+        let (host, pod) = (Space::new(), Space::new());
+        let _outside = outside(&host);
+        host.command(&format!("ip link set wan0 mtu {host_mtu}"));
+        host.command("ip route add default via 192.0.2.2");
+        let mut config = config("bridge", dir.path());
+        config["overhead"] = json!(overhead);
+        let result = call(&host, "ADD", "pod", Some(&pod), &config).unwrap();
+        for interface in result["interfaces"].as_array().unwrap() {
+            assert_eq!(interface["mtu"], expected, "{interface}");
+        }
+        for (space, link) in [(&pod, "eth0"), (&host, "cni0")] {
+            let shown = space.command(&format!("ip link show {link}"));
+            assert!(shown.contains(&format!("mtu {expected} ")), "{shown}");
+        }
+    };
+    check(1400, 0, 1400);
+    check(1500, 70, 1430);
+    // IPv6 works with no less.
+    check(1300, 70, 1280);
 }
 
 /// Not a limit but a record: what an ADD costs, printed with --nocapture.

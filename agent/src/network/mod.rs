@@ -2,8 +2,10 @@
 
 mod adapter;
 mod pod_range;
+mod ranges;
 mod routes;
 
 pub use adapter::CniNetwork;
 pub use pod_range::{PodRangeConfig, follow_pod_ranges};
-pub use routes::keep_routes;
+pub use ranges::ClusterRanges;
+pub use routes::{RouteConfig, keep_routes};

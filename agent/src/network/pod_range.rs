@@ -8,6 +8,7 @@ use anyhow::Context;
 use ipnet::IpNet;
 use k8s_openapi::api::core::v1::NodeSpec;
 use keelson_cni::netconf::{DefaultNetwork, DefaultOutcome, ensure_default};
+use keelson_cni::vxlan::VxlanMode;
 use keelson_cni::{Mode, host, masquerade};
 use keelson_kubelet::node::NodeManager;
 
@@ -25,6 +26,8 @@ pub struct PodRangeConfig {
     pub cluster_cidrs: Vec<IpNet>,
     /// Folder of address records.
     pub data_dir: PathBuf,
+    /// When packets to other nodes' pods are wrapped: those of pods are shorter then.
+    pub vxlan: VxlanMode,
 }
 
 /// Follows the node's ranges for ever.
@@ -72,6 +75,7 @@ fn apply(config: &PodRangeConfig, ranges: &[IpNet]) -> anyhow::Result<()> {
         pod_cidrs: ranges.to_vec(),
         cluster_cidrs: config.cluster_cidrs.clone(),
         mtu: 0,
+        overhead: config.vxlan.overhead(ranges),
         data_dir: config.data_dir.clone(),
     };
     let outcome =

@@ -51,6 +51,17 @@ pub fn bridge_mac(bridge: &str, gateways: &str) -> Mac {
     mac(&["bridge", bridge, gateways])
 }
 
+/// Hardware address that every node knows of a node's end of the tunnel between nodes: it follows from the node's address.
+pub fn tunnel_mac(node: IpAddr) -> Mac {
+    match node {
+        IpAddr::V4(ip) => {
+            let [a, b, c, d] = ip.octets();
+            Mac([0x02, 0x4b, a, b, c, d])
+        }
+        IpAddr::V6(ip) => mac(&["tunnel", &ip.to_string()]),
+    }
+}
+
 /// A unicast, locally administered address.
 fn mac(parts: &[&str]) -> Mac {
     let d = digest(parts);
@@ -81,5 +92,14 @@ mod tests {
         let ips = ["fd00::5".parse().unwrap(), "10.244.1.5".parse().unwrap()];
         assert_eq!(container_mac(&ips).to_string(), "0a:58:0a:f4:01:05");
         assert_eq!(container_mac(&ips[..1]).0[0] & 3, 2);
+    }
+
+    #[test]
+    fn ends_of_tunnels_are_local_unicast_and_differ() {
+        let [one, two, six, other] =
+            ["10.1.2.3", "10.1.2.4", "fd00::1", "fd00::2"].map(|ip| tunnel_mac(ip.parse().unwrap()));
+        assert_eq!(one.to_string(), "02:4b:0a:01:02:03");
+        assert!([one, two, six, other].iter().all(|mac| mac.0[0] & 3 == 2));
+        assert!(one != two && six != other);
     }
 }

@@ -7,18 +7,19 @@ use ipnet::IpNet;
 use netlink_packet_route::AddressFamily;
 use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressHeaderFlags, AddressScope};
 use netlink_packet_route::link::{
-    InfoBridgePort, InfoData, InfoKind, InfoPortData, InfoVeth, LinkAttribute, LinkFlags, LinkInfo,
-    LinkMessage, State,
+    InfoBridgePort, InfoData, InfoKind, InfoPortData, InfoVeth, InfoVxlan, LinkAttribute, LinkFlags,
+    LinkInfo, LinkMessage, State,
 };
-use netlink_packet_route::neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourState};
 use netlink_packet_route::route::{
     RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
 };
-use rtnetlink::{Handle, LinkBridge, LinkBridgePort, LinkMessageBuilder, LinkUnspec, LinkVeth};
+use rtnetlink::{Handle, LinkBridge, LinkBridgePort, LinkMessageBuilder, LinkUnspec, LinkVeth, LinkVxlan};
 
 use super::naming::Mac;
 use super::netns::NetNs;
 use crate::error::{Error, Result};
+
+mod neighbours;
 
 /// A route netlink connection into one namespace.
 #[derive(Debug)]
@@ -54,6 +55,8 @@ pub struct Link {
     pub kind: Option<InfoKind>,
     /// Hairpin mode of a bridge port.
     pub hairpin: bool,
+    /// Settings of a VXLAN device.
+    pub vxlan: Vec<InfoVxlan>,
 }
 
 /// A veth pair to make.
@@ -69,6 +72,41 @@ pub struct VethSpec<'a> {
     pub mtu: u32,
     /// Bridge that the host end becomes a port of.
     pub bridge: Option<u32>,
+}
+
+/// A VXLAN device to make or to look for: one that learns nothing from what it receives.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VxlanSpec<'a> {
+    /// Its name.
+    pub name: &'a str,
+    /// Network identifier.
+    pub vni: u32,
+    /// UDP port, here and at every other end.
+    pub port: u16,
+    /// Address that wrapped packets are sent from; other ends are of its family.
+    pub local: IpAddr,
+    /// Hardware address.
+    pub mac: Mac,
+    /// MTU in bytes.
+    pub mtu: u32,
+}
+
+impl VxlanSpec<'_> {
+    /// What can't be changed later.
+    fn settings(&self) -> [InfoVxlan; 4] {
+        let local = match self.local {
+            IpAddr::V4(ip) => InfoVxlan::Local(ip),
+            IpAddr::V6(ip) => InfoVxlan::Local6(ip),
+        };
+        [InfoVxlan::Id(self.vni), InfoVxlan::Port(self.port), InfoVxlan::Learning(false), local]
+    }
+
+    /// Whether `link` is that device, whatever its MTU.
+    pub fn is(&self, link: &Link) -> bool {
+        link.kind == Some(InfoKind::Vxlan)
+            && link.mac == Some(self.mac)
+            && self.settings().iter().all(|setting| link.vxlan.contains(setting))
+    }
 }
 
 /// A route to make or to look for.
@@ -157,6 +195,21 @@ impl Netlink {
         self.handle.link().add(message).execute().await.map_err(|e| failed(format!("add bridge {name}"), e))
     }
 
+    /// Makes a VXLAN device, down yet.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub async fn add_vxlan(&self, spec: &VxlanSpec<'_>) -> Result<()> {
+        let mut builder =
+            LinkMessageBuilder::<LinkVxlan>::new(spec.name).address(spec.mac.0.to_vec()).mtu(spec.mtu);
+        for setting in spec.settings() {
+            builder = builder.append_info_data(setting);
+        }
+        let message = builder.build();
+        let added = self.handle.link().add(message).execute().await;
+        added.map_err(|e| failed(format!("add VXLAN device {}", spec.name), e))
+    }
+
     /// Makes a veth pair in one request: both names, addresses and the container's namespace at once. Both
     /// ends are down and wait for their settings.
     ///
@@ -205,6 +258,15 @@ impl Netlink {
         self.handle.link().set(message).execute().await.map_err(|e| failed("set link up".into(), e))
     }
 
+    /// Sets a link's MTU.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub async fn set_mtu(&self, index: u32, mtu: u32) -> Result<()> {
+        let message = LinkUnspec::new_with_index(index).mtu(mtu).build();
+        self.handle.link().set(message).execute().await.map_err(|e| failed(format!("set MTU {mtu}"), e))
+    }
+
     /// Deletes the link `name` if it exists and is of the kind veth.
     ///
     /// # Errors
@@ -219,6 +281,14 @@ impl Netlink {
     /// The kernel's, other than that there is none.
     pub async fn delete_bridge(&self, name: &str) -> Result<()> {
         self.delete_link(name, InfoKind::Bridge).await
+    }
+
+    /// Deletes the link `name` if it exists and is of the kind vxlan.
+    ///
+    /// # Errors
+    /// The kernel's, other than that there is none.
+    pub async fn delete_vxlan(&self, name: &str) -> Result<()> {
+        self.delete_link(name, InfoKind::Vxlan).await
     }
 
     async fn delete_link(&self, name: &str, kind: InfoKind) -> Result<()> {
@@ -338,75 +408,36 @@ impl Netlink {
         Ok(routes)
     }
 
-    /// Adds or replaces a permanent neighbour entry: no ARP or ND is ever sent for it.
-    ///
-    /// # Errors
-    /// The kernel's.
-    pub async fn put_neighbour(&self, index: u32, ip: IpAddr, mac: Mac) -> Result<()> {
-        self.handle
-            .neighbours()
-            .add(index, ip)
-            .link_layer_address(&mac.0)
-            .replace()
-            .execute()
-            .await
-            .map_err(|e| failed(format!("add neighbour {ip}"), e))
-    }
-
-    /// Permanent neighbour entries of a link.
-    ///
-    /// # Errors
-    /// The kernel's.
-    pub async fn permanent_neighbours(&self, index: u32) -> Result<Vec<(IpAddr, Vec<u8>)>> {
-        let messages: Vec<_> = self
-            .handle
-            .neighbours()
-            .get()
-            .execute()
-            .try_collect()
-            .await
-            .map_err(|e| failed("list neighbours".into(), e))?;
-        let of_link = messages
-            .iter()
-            .filter(|m| m.header.ifindex == index && m.header.state == NeighbourState::Permanent);
-        Ok(of_link
-            .filter_map(|m| {
-                let ip = m.attributes.iter().find_map(|a| match a {
-                    NeighbourAttribute::Destination(NeighbourAddress::Inet(ip)) => Some(IpAddr::V4(*ip)),
-                    NeighbourAttribute::Destination(NeighbourAddress::Inet6(ip)) => Some(IpAddr::V6(*ip)),
-                    _ => None,
-                })?;
-                let mac = m.attributes.iter().find_map(|a| match a {
-                    NeighbourAttribute::LinkLayerAddress(mac) => Some(mac.clone()),
-                    _ => None,
-                });
-                Some((ip, mac.unwrap_or_default()))
-            })
-            .collect())
-    }
-
     /// MTU of the link that the default route leaves by; `None` without a default route.
     ///
     /// # Errors
     /// The kernel's, other than that there is no route.
     pub async fn default_route_mtu(&self) -> Result<Option<u32>> {
         for probe in DOCUMENTATION_ADDRESSES {
-            let mut question = RouteMessage::default();
-            question.header.address_family =
-                if probe.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
-            question.header.destination_prefix_length = if probe.is_ipv4() { 32 } else { 128 };
-            question.attributes.push(RouteAttribute::Destination(RouteAddress::from(probe)));
-            let mut answers = Box::pin(self.handle.route().get(question).execute());
-            let answer = match answers.try_next().await {
-                Ok(answer) => answer,
-                Err(e) if matches!(errno(&e), libc::ENETUNREACH | libc::EHOSTUNREACH | libc::EACCES) => None,
-                Err(e) => return Err(failed("look up the default route".into(), e)),
-            };
-            if let Some(link) = answer.as_ref().and_then(read_route).and_then(|route| route.link) {
+            if let Some(link) = self.route_to(probe).await?.and_then(|route| route.link) {
                 return Ok(self.link_by_index(link).await?.map(|link| link.mtu));
             }
         }
         Ok(None)
+    }
+
+    /// The route by which the kernel would send to an address; `None` when there is none, or the address is
+    /// not another host's.
+    ///
+    /// # Errors
+    /// The kernel's, other than that there is no route.
+    pub async fn route_to(&self, ip: IpAddr) -> Result<Option<RouteSpec>> {
+        let mut question = RouteMessage::default();
+        question.header.address_family =
+            if ip.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
+        question.header.destination_prefix_length = if ip.is_ipv4() { 32 } else { 128 };
+        question.attributes.push(RouteAttribute::Destination(RouteAddress::from(ip)));
+        let mut answers = Box::pin(self.handle.route().get(question).execute());
+        match answers.try_next().await {
+            Ok(answer) => Ok(answer.as_ref().and_then(read_route)),
+            Err(e) if matches!(errno(&e), libc::ENETUNREACH | libc::EHOSTUNREACH | libc::EACCES) => Ok(None),
+            Err(e) => Err(failed(format!("look up the route to {ip}"), e)),
+        }
     }
 }
 
@@ -425,6 +456,7 @@ fn read_link(message: &LinkMessage) -> Link {
         controller: None,
         kind: None,
         hairpin: false,
+        vxlan: Vec::new(),
     };
     for attribute in &message.attributes {
         match attribute {
@@ -437,6 +469,7 @@ fn read_link(message: &LinkMessage) -> Link {
                 for info in infos {
                     match info {
                         LinkInfo::Kind(kind) => link.kind = Some(kind.clone()),
+                        LinkInfo::Data(InfoData::Vxlan(settings)) => link.vxlan.clone_from(settings),
                         LinkInfo::PortData(InfoPortData::BridgePort(port)) => {
                             link.hairpin =
                                 port.iter().any(|p| matches!(p, InfoBridgePort::HairpinMode(true)));

@@ -27,6 +27,9 @@ pub(super) const NEXT_HOP_V6: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0,
 /// MTU when neither the configuration nor a default route says anything, in bytes.
 const ETHERNET_MTU: u32 = 1500;
 
+/// The least that IPv6 works with (RFC 8200, section 5).
+const LEAST_IPV6_MTU: u32 = 1280;
+
 /// How many times a host link left by an interrupted ADD is cleared away before giving up.
 const ATTEMPTS: usize = 2;
 
@@ -43,7 +46,7 @@ pub(super) async fn setup(
         masquerade::ensure(&config.ranges, &config.cluster_cidrs)?;
     }
     let mtu = match config.mtu {
-        0 => host.default_route_mtu().await?.unwrap_or(ETHERNET_MTU),
+        0 => derived_mtu(config, host.default_route_mtu().await?.unwrap_or(ETHERNET_MTU)),
         mtu => mtu,
     };
     let bridge = match config.mode {
@@ -114,6 +117,12 @@ pub(super) async fn setup(
         ip.interface = Some(last);
     }
     Ok(result)
+}
+
+/// What is left of the host's MTU, so that a pod's packet can be wrapped on its way to another node.
+fn derived_mtu(config: &Config, host: u32) -> u32 {
+    let ipv6 = config.ranges.iter().any(|range| range.addr().is_ipv6());
+    host.saturating_sub(config.overhead).max(if ipv6 { LEAST_IPV6_MTU.min(host) } else { 0 })
 }
 
 /// Of the two ends, the one that was set up first learns from a kernel worker that its peer is there, and

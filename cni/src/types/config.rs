@@ -19,6 +19,9 @@ pub const MAX_CONFIG_BYTES: usize = 1 << 20;
 /// Where address records live unless the configuration says otherwise.
 pub const DEFAULT_DATA_DIR: &str = "/var/lib/keelson/cni";
 
+/// The most that a tunnel may take of each packet, in bytes.
+const MOST_OVERHEAD: u32 = 200;
+
 /// How pods are wired.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -96,6 +99,8 @@ pub struct Config {
     pub bridge: String,
     /// MTU in bytes, 0 to derive it from the host's default route.
     pub mtu: u32,
+    /// How many bytes of a packet a tunnel between nodes takes: a derived MTU is less by them.
+    pub overhead: u32,
     /// Ranges to allocate from, one address each: at most one per family.
     pub ranges: Vec<IpNet>,
     /// Folder of the address records.
@@ -128,6 +133,7 @@ impl Config {
             mode: Mode::Bridge,
             bridge: "cni0".into(),
             mtu: 0,
+            overhead: 0,
             ranges: Vec::new(),
             data_dir: DEFAULT_DATA_DIR.into(),
             ip_masq: false,
@@ -146,6 +152,7 @@ impl Config {
                 "mode" => config.mode = decode(key, value)?,
                 "bridge" => config.bridge = decode(key, value)?,
                 "mtu" => config.mtu = decode(key, value)?,
+                "overhead" => config.overhead = decode(key, value)?,
                 "ipam" => config.read_ipam(value)?,
                 "ipMasq" => config.ip_masq = decode(key, value)?,
                 "clusterCIDR" => config.cluster_cidrs = read_cidrs(key, value)?,
@@ -214,6 +221,9 @@ impl Config {
         }
         if self.mtu != 0 && !(68..=65535).contains(&self.mtu) {
             return refuse(format!("mtu {} is outside 68 to 65535", self.mtu));
+        }
+        if self.overhead > MOST_OVERHEAD {
+            return refuse(format!("overhead {} is above {MOST_OVERHEAD}", self.overhead));
         }
         if self.ranges.is_empty() {
             return refuse("ipam.ranges lists no range".into());
@@ -325,6 +335,7 @@ mod tests {
         );
         check(|v| v["mode"] = json!("macvlan"), Err(7));
         check(|v| v["mtu"] = json!(20), Err(7));
+        check(|v| v["overhead"] = json!(201), Err(7));
         check(|v| v["mtu"] = json!(1000), Err(7));
         check(|v| v["name"] = json!("../up"), Err(7));
         check(|v| v["ipam"]["ranges"] = json!([]), Err(7));
@@ -353,7 +364,7 @@ mod tests {
         #[test]
         fn arbitrary_values_never_panic(key in "[a-zA-Z./]{0,12}", text in ".{0,40}", number in any::<i64>()) {
             for value in [json!(text), json!(number), json!([text]), json!({ key.as_str(): number })] {
-                for path in ["ipam", "mtu", "mode", "prevResult", "runtimeConfig", "dns", "name", key.as_str(),
+                for path in ["ipam", "mtu", "overhead", "mode", "prevResult", "runtimeConfig", "dns", "name", key.as_str(),
                              "cni.dev/valid-attachments", "clusterCIDR"] {
                     let mut root = base();
                     root[path] = value.clone();
