@@ -45,6 +45,8 @@ use crate::volumes::token::PodTokens;
 const RETRY: Duration = Duration::from_millis(500);
 /// The runtime is asked at least this often, should an event ever be lost.
 const LOOK_AGAIN: Duration = Duration::from_secs(60);
+/// The status of a pod on its way to its first containers changes again at once: for so long it is not written in between.
+const HOLD: Duration = Duration::from_millis(50);
 /// Longest wait between two tries.
 const RETRY_MAX: Duration = Duration::from_secs(60);
 
@@ -111,6 +113,8 @@ pub struct Worker {
     waiting: HashMap<String, Waiting>,
     announced: HashMap<String, String>,
 
+    /// When this worker took the pod up.
+    begun: SystemTime,
     /// Where the time of the pod's start goes, until the API says that it runs; none for a pod that was found running.
     start: Option<Timeline>,
 
@@ -173,6 +177,7 @@ impl Worker {
             observed: Arc::default(),
             start: sandboxes.is_empty().then(Timeline::begin),
             sandboxes,
+            begun: ctx.clock.now(),
             looked_at: ctx.clock.now(),
             messages: HashMap::new(),
             objects: PodObjects::default(),
@@ -671,6 +676,13 @@ impl Worker {
         }
     }
 
+    /// Whether all there is to report is that the pod's first containers are about to start.
+    fn on_its_way(&self) -> bool {
+        let pending = self.status.phase.as_deref().and_then(Phase::parse) == Some(Phase::Pending);
+        let starts = self.busy.iter().any(|op| matches!(op, Op::Volumes | Op::Sandbox | Op::Start(_)));
+        self.stage == Stage::Running && self.start.is_some() && pending && starts && self.waiting.is_empty()
+    }
+
     fn busy_with_containers(&self) -> bool {
         self.busy.iter().any(|op| matches!(op, Op::Sandbox | Op::Start(_) | Op::KillPod | Op::Kill(_)))
     }
@@ -895,8 +907,10 @@ impl Worker {
             return;
         }
         let Some(patch) = writer::diff(&self.api_status, &self.status) else { return };
+        let held = self.begun + HOLD;
         match self.retry.get(&Op::Status) {
             Some((at, _)) if *at > now => wake.at(*at),
+            _ if held > now && self.on_its_way() => wake.at(held),
             _ => {
                 self.spawn(Op::Status, ops::write_status(self.ctx.clone(), self.pod.clone(), patch));
             }
