@@ -344,6 +344,7 @@ pub struct FakeApi {
     deletes: Mutex<Vec<Value>>,
     events: Mutex<Vec<String>>,
     writes: Mutex<usize>,
+    unknown: Mutex<Option<&'static str>>,
 }
 
 impl FakeApi {
@@ -365,6 +366,11 @@ impl FakeApi {
     /// The pod as the API has it.
     pub fn pod(&self) -> Pod {
         serde_json::from_value(self.pod.lock().clone()).unwrap()
+    }
+
+    /// From now on a field of the status is dropped.
+    pub fn drop_field(&self, name: &'static str) {
+        *self.unknown.lock() = Some(name);
     }
 
     /// Bodies of DELETE requests.
@@ -437,7 +443,11 @@ impl FakeApi {
         if pod["status"].is_null() {
             pod["status"] = json!({});
         }
+        let unknown = *self.unknown.lock();
         for (key, value) in body["status"].as_object().unwrap() {
+            if unknown == Some(key) {
+                continue;
+            }
             let target = &mut pod["status"][key];
             match value {
                 Value::Null => *target = Value::Null,

@@ -122,6 +122,8 @@ pub struct Worker {
     /// What the API has, as far as is known: the base of the next patch.
     api_status: PodStatus,
     api_version: u64,
+    /// The patch of the status that was written last, and when it may be written again if the API kept nothing of it.
+    written: Option<(serde_json::Value, SystemTime)>,
     unmounted: bool,
     deleted: bool,
     done: bool,
@@ -197,6 +199,7 @@ impl Worker {
             announced: HashMap::new(),
             api_status: status.clone(),
             status,
+            written: None,
             unmounted: false,
             deleted: false,
             done: false,
@@ -406,12 +409,13 @@ impl Worker {
             Done::Measured(usage) => self.take_usage(&usage),
             Done::Status(result) => match *result {
                 Ok(pod) => {
-                    self.settle(op, true);
                     let version = version(&pod);
                     if version >= self.api_version {
                         self.api_status = pod.status.unwrap_or_default();
                         self.api_version = version;
                     }
+                    self.settle(op, true);
+                    self.look_at_answer();
                     self.note_start();
                 }
                 Err(WriteError::Gone) => {
@@ -438,6 +442,18 @@ impl Worker {
                 self.log_failure(op, "leftovers", result);
             }
         }
+    }
+
+    /// A server that does not know a field drops it: without a pause it would be written for ever.
+    fn look_at_answer(&mut self) {
+        let missing = writer::diff(&self.api_status, &self.status);
+        let Some((patch, again)) = self.written.as_mut().filter(|(patch, _)| missing.as_ref() == Some(patch))
+        else {
+            return;
+        };
+        let pod = self.pod.describe();
+        tracing::warn!(pod, %patch, "the API does not keep what the pod's status says");
+        *again = self.ctx.clock.now() + RETRY_MAX;
     }
 
     /// Says once, when the API knows that the pod runs, where the time went.
@@ -911,7 +927,11 @@ impl Worker {
         match self.retry.get(&Op::Status) {
             Some((at, _)) if *at > now => wake.at(*at),
             _ if held > now && self.on_its_way() => wake.at(held),
+            _ if self.written.as_ref().is_some_and(|(last, again)| *last == patch && *again > now) => {
+                wake.maybe(self.written.as_ref().map(|(_, again)| *again));
+            }
             _ => {
+                self.written = Some((patch.clone(), now));
                 self.spawn(Op::Status, ops::write_status(self.ctx.clone(), self.pod.clone(), patch));
             }
         }

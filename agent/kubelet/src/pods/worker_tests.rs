@@ -158,6 +158,20 @@ async fn a_pod_starts() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_the_api_does_not_keep_is_not_written_without_end() {
+    let b = bench(two()).await;
+    b.api.drop_field("qosClass");
+    b.wait(3600).await;
+    assert_eq!(b.phase(), "Running");
+    // Once a minute.
+    assert!((55..65).contains(&b.api.writes()), "{}", b.api.writes());
+    // Other news don't wait.
+    b.runtime.exit("a", 1);
+    b.wait(1).await;
+    assert_eq!(b.api.pod().status.unwrap().container_statuses.unwrap()[0].restart_count, 1);
+}
+
+#[tokio::test(start_paused = true)]
 async fn crash_loop() {
     let b = bench(json!({"containers": [{"name": "a", "image": "i:1"}]})).await;
     b.wait(1).await;

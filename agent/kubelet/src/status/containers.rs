@@ -95,7 +95,8 @@ fn convert(c: &CriStatus, container: &Container, default_reason: &str, facts: &F
         linux: Some(LinuxContainerUser {
             uid: i64::from(*uid),
             gid: i64::from(*gid),
-            supplemental_groups: Some(groups.iter().map(|g| i64::from(*g)).collect()),
+            // The API keeps no empty list: one here would differ from what it has for ever.
+            supplemental_groups: (!groups.is_empty()).then(|| groups.iter().map(|g| i64::from(*g)).collect()),
         }),
     });
     // An image's id tells a reader nothing that the spec's name does not.
@@ -358,6 +359,19 @@ mod tests {
             Some("Completed")
         );
         assert_eq!(got[0].container_id.as_deref(), Some("keelson://a-1"));
+    }
+
+    #[test]
+    fn a_user_without_further_groups_has_no_list_of_them() {
+        let pod = pod_json(json!({"containers": [{"name": "a"}]}));
+        let groups = |groups: Vec<u32>| {
+            let mut container = cri_container("a", 0, CriState::Running, None);
+            container.user = Some((1000, 1000, groups));
+            let got = run(&pod, &ObservedPod::new(vec![], vec![container]), &[], &[]);
+            got[0].user.clone().unwrap().linux.unwrap().supplemental_groups
+        };
+        assert_eq!(groups(vec![]), None);
+        assert_eq!(groups(vec![7]), Some(vec![7]));
     }
 
     #[test]
