@@ -4,8 +4,9 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::StreamExt as _;
 use http::Request;
-use http_body_util::BodyExt as _;
+use http_body_util::{BodyExt as _, BodyStream, StreamBody};
 use hyper::body::Incoming;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
@@ -17,8 +18,12 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::core::Core;
-use crate::extension::{BoxError, ConnectionInfo};
+use crate::extension::{Body, BoxError, ConnectionInfo};
 use crate::handlers;
+
+/// In the extensions of an answer that goes on by itself, as a watch does: it ends when the server is to.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct EndsWithServer;
 
 /// How long clients are waited for.
 #[derive(Debug, Clone, Copy)]
@@ -43,7 +48,7 @@ const TLS_HANDSHAKE: u8 = 0x16;
 const GOODBYE: Duration = Duration::from_secs(1);
 /// Time between HTTP/2 pings, and for their answer: a dead peer's watches end.
 const PING: Duration = Duration::from_secs(30);
-/// Time that running requests get after a shutdown.
+/// Time that running requests get after a shutdown; watches end at once, as upstream's do.
 const DRAIN: Duration = Duration::from_secs(10);
 /// Streams of one HTTP/2 connection, upstream's `--http2-max-streams-per-connection`.
 const STREAMS: u32 = 1000;
@@ -130,14 +135,19 @@ async fn connection(
     };
     let arrived = Arc::new(Notify::new());
     let arrival = arrived.clone();
+    let ending = shutdown.clone();
     let service = hyper::service::service_fn(move |request: Request<Incoming>| {
         arrival.notify_one();
         let core = core.clone();
-        let info = info.clone();
+        let (info, ending) = (info.clone(), ending.clone());
         async move {
             let mut request = request.map(|body| body.map_err(BoxError::from).boxed_unsync());
             request.extensions_mut().insert(info);
-            Ok::<_, std::convert::Infallible>(handlers::handle(core, request).await)
+            let mut response = handlers::handle(core, request).await;
+            if response.extensions_mut().remove::<EndsWithServer>().is_some() {
+                response = response.map(|body| until(body, ending));
+            }
+            Ok::<_, std::convert::Infallible>(response)
         }
     });
     let mut builder = auto::Builder::new(TokioExecutor::new());
@@ -170,6 +180,11 @@ async fn connection(
     if let Err(error) = result {
         tracing::debug!(%address, %error, "connection ended");
     }
+}
+
+/// A body that has its end when `over`, if not before.
+fn until(body: Body, over: CancellationToken) -> Body {
+    StreamBody::new(BodyStream::new(body).take_until(over.cancelled_owned())).boxed_unsync()
 }
 
 /// Whether a client speaks HTTP where TLS is spoken. Of one that begins a handshake nothing is taken off the socket.

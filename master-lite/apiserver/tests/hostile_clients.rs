@@ -163,6 +163,21 @@ async fn a_watcher_that_never_reads_is_dropped_and_slows_nobody() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_ends_waits_for_no_watch() {
+    let mut f = Fixture::new(Timeouts::default()).await;
+    let mut client = f.connect(Some(f.pki.admin())).await;
+    let mut watch = f.connect(Some(f.pki.admin())).await;
+    let mut events = watch.open("GET", &format!("{MAPS}?watch=1"), "", Value::Null).await.into_body();
+    client.make(MAPS, json!({"metadata": {"name": "x"}})).await;
+    assert_eq!(count(&mut events, 1).await, 1);
+    let started = Instant::now();
+    f.shut_down().await;
+    assert!(events.frame().await.is_none(), "the watch has an end and no error");
+    // Running requests would have ten seconds.
+    assert!(started.elapsed() < Duration::from_secs(5), "{:?}", started.elapsed());
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_watch_ends_in_time_also_if_nobody_reads() {
     let dir = tempfile::tempdir().unwrap();
     let store = keelson_store::EmbeddedStore::open(keelson_store::Options::new(dir.path().join("s"))).await;

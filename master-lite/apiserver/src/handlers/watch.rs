@@ -20,6 +20,7 @@ use crate::cache::{CachedObject, EventType, WatchMessage};
 use crate::extension::{Body, BoxError};
 use crate::negotiate::{Form, Shape};
 use crate::present::{IncludeObject, Presenter};
+use crate::serve::EndsWithServer;
 use crate::status::{Result, StatusError};
 
 /// Frames that may wait for a client's socket; what follows waits in the watcher's own queue.
@@ -124,6 +125,7 @@ fn stream(media: MediaType, frames: impl futures::Stream<Item = Bytes> + Send + 
     };
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
     response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache, private"));
+    response.extensions_mut().insert(EndsWithServer);
     response
 }
 

@@ -29,6 +29,7 @@ pub struct Fixture {
     pub pki: Arc<Pki>,
     pub address: SocketAddr,
     shutdown: CancellationToken,
+    serving: tokio::task::JoinHandle<()>,
     pub dir: tempfile::TempDir,
 }
 
@@ -74,8 +75,14 @@ impl Fixture {
         serving.timeouts = timeouts;
         let shutdown = CancellationToken::new();
         let stop = shutdown.clone();
-        tokio::spawn(async move { server.serve(serving, stop).await });
-        Self { pki, address, shutdown, dir }
+        let serving = tokio::spawn(async move { server.serve(serving, stop).await.unwrap() });
+        Self { pki, address, shutdown, serving, dir }
+    }
+
+    /// Has the server end, and waits for that.
+    pub async fn shut_down(&mut self) {
+        self.shutdown.cancel();
+        (&mut self.serving).await.unwrap();
     }
 
     pub async fn tls(&self, identity: Option<&KeyPairPem>) -> TlsStream<TcpStream> {
