@@ -4,14 +4,15 @@
 //! resourceVersions never go back, and a watch that resumes where it stopped sees every change once and in order.
 //!
 //! `KEELSON_CRASH=long cargo test --release -p keelson-master --test crash -- --nocapture` is the long form: 20 kills in
-//! 10,000 writes, and the time of a restart over 30,000 objects. `KEELSON_MASTER` names another program to kill than
-//! the one that was built.
+//! 10,000 writes, and the time of a restart over 30,000 objects, with a summary in `tests/crash/master.json`.
+//! `KEELSON_MASTER` names another program to kill than the one that was built; then there is no summary.
 
 #![expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
 mod crash {
     pub mod ledger;
     pub mod master;
+    pub mod summary;
     pub mod watcher;
 }
 
@@ -30,6 +31,8 @@ use kube::api::{Api, DeleteParams, ListParams, PostParams};
 const WRITERS: usize = 32;
 /// Objects that each writer goes around.
 const NAMES: u64 = 8;
+/// Restarts over what is stored in the long form, of which the median counts.
+const RESTARTS: usize = 9;
 /// The last kills, over which a watch goes back that begins after all of them.
 const LATE: usize = 2;
 /// Time in which a killed master is ready again, however slow the machine; a hang, not a speed, is what this finds.
@@ -181,21 +184,33 @@ async fn every_acknowledged_write_outlives_a_kill() {
     let unknown = logs.iter().map(Log::applied_unknown).sum::<usize>();
     let acknowledged = progress.acknowledged.load(Ordering::SeqCst);
     assert_eq!(seen.changes(), acknowledged + unknown + 1, "changes seen, and writes that were done");
+    let took = started.elapsed();
     println!(
         "{} kills, {acknowledged} writes acknowledged, {unknown} more done without an answer, {} changes seen over {} watches, {:.1} s",
         form.kills,
         seen.changes(),
         seen.watches(),
-        started.elapsed().as_secs_f64(),
+        took.as_secs_f64(),
     );
 
     if form.stored > 0 {
-        restart_over(&mut master, form.stored).await;
+        let restarts = restart_over(&mut master, form.stored).await;
+        crash::summary::record(serde_json::json!({
+            "kills": form.kills,
+            "writes_acknowledged": acknowledged,
+            "writes_without_answer_done": unknown,
+            "changes_seen": seen.changes(),
+            "watches": seen.watches(),
+            "seconds": took.as_secs(),
+            "lost": 0,
+            "restart": restarts,
+        }));
     }
 }
 
-/// Stores so many objects, kills the master, and says how long it takes to be ready again.
-async fn restart_over(master: &mut Master, stored: usize) {
+/// Stores so many objects, kills the master, and gives how long it takes to be ready again: to say so, and then to list
+/// them all.
+async fn restart_over(master: &mut Master, stored: usize) -> serde_json::Value {
     let api: Api<ConfigMap> = Api::default_namespaced(master.client().await);
     futures::stream::iter(0..stored)
         .map(|i| {
@@ -207,13 +222,24 @@ async fn restart_over(master: &mut Master, stored: usize) {
         .buffer_unordered(WRITERS)
         .collect::<Vec<()>>()
         .await;
-    for _ in 0..3 {
+    let mut ready = Vec::new();
+    for _ in 0..RESTARTS {
         master.kill();
         let took = master.start(PATIENCE).await;
-        println!("ready over {stored} objects in {:.3} s", took.as_secs_f64());
+        // It said that it is ready: the first list is whole.
+        let api: Api<ConfigMap> = Api::default_namespaced(master.client().await);
+        let began = Instant::now();
+        let list = api.list_metadata(&ListParams::default()).await.unwrap();
+        let listed = began.elapsed();
+        let found =
+            list.items.iter().filter(|map| map.metadata.name.as_ref().unwrap().starts_with("stored-"));
+        assert_eq!(found.count(), stored);
+        println!(
+            "ready over {stored} objects in {:.3} s, these listed in {:.3} s more",
+            took.as_secs_f64(),
+            listed.as_secs_f64()
+        );
+        ready.push(took);
     }
-    let api: Api<ConfigMap> = Api::default_namespaced(master.client().await);
-    let list = api.list_metadata(&ListParams::default()).await.unwrap();
-    let found = list.items.iter().filter(|map| map.metadata.name.as_ref().unwrap().starts_with("stored-"));
-    assert_eq!(found.count(), stored);
+    crash::summary::restarts(stored, ready)
 }
