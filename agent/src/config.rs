@@ -8,12 +8,12 @@ use keelson_cni::vxlan::VxlanMode;
 use keelson_cni::{DriverConfig, Mode};
 use keelson_images::{ImageStoreConfig, Limits, RegistryConfig};
 use keelson_kubelet::certs::JoinOptions;
-use keelson_kubelet::node::{NodeConfig, Thresholds, parse_labels, parse_taints};
+use keelson_kubelet::node::{NodeConfig, Thresholds, parse_duration, parse_labels, parse_taints};
 use keelson_kubelet::pods::PodManagerConfig;
 use keelson_kubelet::server::ServerConfig;
 use serde_json::json;
 
-use crate::flags::{self, Flags, NetworkMode};
+use crate::flags::{self, Flags, NetworkMode, SimulateFlags};
 use crate::host;
 use crate::network::{ClusterRanges, PodRangeConfig, RouteConfig};
 
@@ -118,7 +118,8 @@ impl Config {
                 import: flags.state_dir.join("import"),
                 registry: RegistryConfig {
                     insecure: flags.insecure_registry.clone(),
-                    progress_timeout: flags.image_pull_progress_timeout,
+                    progress_timeout: parse_duration(&flags.image_pull_progress_timeout)
+                        .context("--image-pull-progress-timeout")?,
                     ..RegistryConfig::default()
                 },
                 limits: Limits::default(),
@@ -233,6 +234,36 @@ fn configz(flags: &Flags) -> serde_json::Value {
         "resolvConf": flags.resolv_conf,
         "failSwapOn": false,
     })
+}
+
+/// The nodes to simulate.
+pub fn simulated(flags: SimulateFlags) -> anyhow::Result<keelson_simulate::Config> {
+    let duration = |text: Option<String>| text.map(|text| parse_duration(&text)).transpose();
+    Ok(keelson_simulate::Config {
+        nodes: flags.nodes,
+        prefix: flags.prefix,
+        kubeconfig: flags.simulate_kubeconfig,
+        cpus: flags.cpus,
+        memory: bytes(&flags.memory).context("--memory")?,
+        storage: bytes(&flags.storage).context("--storage")?,
+        pods: flags.pods,
+        labels: parse_labels(&flags.labels).context("--labels")?,
+        zones: flags.zones,
+        taints: parse_taints(&flags.taints).context("--taints")?,
+        address: flags.address,
+        plan: keelson_simulate::Plan {
+            start_after: duration(flags.start_after).context("--start-after")?.unwrap_or_default(),
+            end_after: duration(flags.end_after).context("--end-after")?,
+            exit_code: 0,
+        },
+        files: flags.files,
+    })
+}
+
+fn bytes(text: &str) -> anyhow::Result<u64> {
+    let quantity: keelson_quantity::Quantity = text.parse()?;
+    let bytes = u64::try_from(quantity.value()).ok().filter(|bytes| *bytes > 0);
+    bytes.with_context(|| format!("{text:?} is no number of bytes"))
 }
 
 #[cfg(test)]

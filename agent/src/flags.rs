@@ -2,13 +2,18 @@
 
 use std::net::IpAddr;
 use std::path::PathBuf;
-use std::time::Duration;
 
 use clap::Parser;
 use ipnet::IpNet;
 
 // Of whoever includes this file: the agent, or what makes manual pages of it.
 use super::VERSION;
+
+// By its path, for the same reason.
+#[path = "flags/simulate.rs"]
+mod simulate;
+
+pub use simulate::SimulateFlags;
 
 /// Environment variable that stands for `--log`.
 pub const LOG: &str = "KEELSON_LOG";
@@ -101,8 +106,8 @@ pub struct Flags {
     #[arg(long, value_delimiter = ',')]
     pub insecure_registry: Vec<String>,
     /// How long a pull may get nothing from its registry, which is asked again twice meanwhile, before it fails
-    #[arg(long, value_parser = go_duration, default_value = "1m0s")]
-    pub image_pull_progress_timeout: Duration,
+    #[arg(long, default_value = "1m0s")]
+    pub image_pull_progress_timeout: String,
     /// Ranges of all nodes' pods
     #[arg(long, value_delimiter = ',', default_value = "10.244.0.0/16")]
     pub cluster_cidr: Vec<IpNet>,
@@ -148,6 +153,8 @@ pub enum Command {
         #[arg(long)]
         keep_files: bool,
     },
+    /// Simulate nodes: pods bound to them run as far as the API can see, without a process
+    Simulate(Box<SimulateFlags>),
 }
 
 /// `keelson-agent image`.
@@ -159,29 +166,6 @@ pub enum ImageCommand {
         #[arg(required = true)]
         files: Vec<PathBuf>,
     },
-}
-
-/// A duration as Go writes it: `1m30s`, `500ms`.
-fn go_duration(text: &str) -> Result<Duration, String> {
-    let wrong = || format!("{text:?} is no duration such as 1m30s");
-    let mut sum = Duration::ZERO;
-    let mut rest = text;
-    while !rest.is_empty() {
-        let digits = rest.find(|c: char| !c.is_ascii_digit()).ok_or_else(wrong)?;
-        let (number, tail) = rest.split_at(digits);
-        let number: u32 = number.parse().map_err(|_no_number| wrong())?;
-        let (unit, tail) = tail.split_at(tail.find(|c: char| c.is_ascii_digit()).unwrap_or(tail.len()));
-        let unit = match unit {
-            "ms" => Duration::from_millis(1),
-            "s" => Duration::from_secs(1),
-            "m" => Duration::from_secs(60),
-            "h" => Duration::from_secs(3600),
-            _ => return Err(wrong()),
-        };
-        sum = sum.saturating_add(unit.saturating_mul(number));
-        rest = tail;
-    }
-    if sum.is_zero() { Err(wrong()) } else { Ok(sum) }
 }
 
 /// `--vxlan-mode`, in Calico's words.
@@ -236,16 +220,6 @@ mod tests {
         check(&["reset"], |flags| flags.command == Some(Command::Reset { keep_files: false }));
         check(&["--max-pods=5"], |flags| flags.command.is_none());
         assert!(Flags::try_parse_from(["keelson-agent", "image", "import"]).is_err());
-    }
-
-    #[test]
-    fn durations() {
-        for (text, millis) in [("1m30s", 90_000), ("500ms", 500), ("2h", 7_200_000)] {
-            assert_eq!(go_duration(text), Ok(Duration::from_millis(millis)), "{text}");
-        }
-        for text in ["", "5", "m", "0s", "-1s", "1d", "1s5"] {
-            assert!(go_duration(text).is_err(), "{text}");
-        }
     }
 
     #[test]

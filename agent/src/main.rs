@@ -42,6 +42,7 @@ fn run(flags: flags::Flags) -> anyhow::Result<()> {
     match flags.command {
         Some(Command::Image(ImageCommand::Import { files })) => command::import(&flags.run_dir, &files),
         Some(Command::Reset { keep_files }) => reset(flags, keep_files),
+        Some(Command::Simulate(simulated)) => simulate(&flags.log, *simulated),
         None => start(flags),
     }
 }
@@ -62,6 +63,19 @@ fn log(filter: &str) -> anyhow::Result<()> {
         .log_internal_errors(false)
         .init();
     Ok(())
+}
+
+fn simulate(filter: &str, flags: flags::SimulateFlags) -> anyhow::Result<()> {
+    log(filter)?;
+    abort_on_panic();
+    // Fails only when there is a provider already, and then that one is as good.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let config = config::simulated(flags)?;
+    tokio::runtime::Runtime::new().context("start the async runtime")?.block_on(async {
+        let shutdown = CancellationToken::new();
+        tokio::spawn(cancel_on_signal(shutdown.clone())?);
+        Ok(keelson_simulate::run(config, shutdown).await?)
+    })
 }
 
 /// What the agent and its reset both begin with: the log, this machine for themselves, and what TLS needs.

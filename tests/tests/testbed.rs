@@ -11,7 +11,7 @@ fn hosts_come_and_go_without_a_trace() -> Result<()> {
     // A descriptor that every program started here inherits, as a shell's lock on a file is.
     let inherited = nix::unistd::dup(std::fs::File::open("/dev/null")?)?;
     nix::fcntl::fcntl(&inherited, nix::fcntl::FcntlArg::F_SETFD(nix::fcntl::FdFlag::empty()))?;
-    let cluster = Cluster::create("testbed", &Options { nodes: 2, agent_args: Vec::new() })?;
+    let cluster = Cluster::create("testbed", &Options { nodes: 2, ..Options::default() })?;
     let node = cluster.node(1)?;
 
     let ping =

@@ -70,7 +70,8 @@ pub fn up(args: &UpArgs) -> Result<()> {
     steps.step("build programs", build::programs)?;
     steps.step("assemble the sample's image", || keelson_tests::images::ensure("testapp-v1"))?;
     let start = Instant::now();
-    let options = Options { nodes: usize::from(args.nodes), agent_args: args.agent_args.clone() };
+    let options =
+        Options { nodes: usize::from(args.nodes), agent_args: args.agent_args.clone(), ..Options::default() };
     let mut cluster = steps.step("make test hosts", || Cluster::create(&args.name, &options))?;
     let result = fill(&mut cluster, args, &mut steps);
     if result.is_err() {

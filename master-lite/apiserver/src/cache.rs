@@ -10,6 +10,7 @@
 mod history;
 mod resource;
 mod run;
+mod watchers;
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, OnceLock};

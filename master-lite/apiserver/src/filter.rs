@@ -72,6 +72,13 @@ impl Filter {
         self.fields.required("metadata.name")
     }
 
+    /// A value that all selected objects have, and where they have it, if the selector names one.
+    pub fn key(&self) -> Option<(Place, &str)> {
+        let of_field =
+            |(name, place): (&String, &usize)| Some((Place::Field(*place), self.fields.required(name)?));
+        self.name().map(|name| (Place::Name, name)).or_else(|| self.places.iter().find_map(of_field))
+    }
+
     /// Looks at one object.
     pub fn matches(&self, object: &CachedObject) -> bool {
         self.namespace.as_ref().is_none_or(|ns| *ns == object.namespace)
@@ -85,6 +92,25 @@ impl Filter {
                     .and_then(|place| object.fields.get(*place))
                     .map_or_else(String::new, |value| value.to_string()),
             })
+    }
+}
+
+/// Where an object has a value that a selector may name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Place {
+    /// `metadata.name`.
+    Name,
+    /// One of [`CachedObject::fields`].
+    Field(usize),
+}
+
+impl Place {
+    /// The value that an object has there.
+    pub fn of(self, object: &CachedObject) -> &str {
+        match self {
+            Self::Name => &object.name,
+            Self::Field(place) => object.fields.get(place).map_or("", |value| value),
+        }
     }
 }
 

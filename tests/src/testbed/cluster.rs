@@ -22,6 +22,9 @@ struct State {
     nodes: usize,
     /// Extra arguments of each agent.
     agent_args: Vec<String>,
+    /// Extra arguments of the master.
+    #[serde(default)]
+    master_args: Vec<String>,
     /// Name and first process of each host.
     hosts: Vec<(String, i32)>,
     /// Pids of the daemons, as the machine sees them, by host.
@@ -53,13 +56,18 @@ fn has_all_controllers(cgroup: &Path) -> Result<bool> {
 }
 
 /// What [`Cluster::create`] makes.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct Options {
-    /// Number of nodes, 1 to 200.
+    /// Number of nodes, 0 to 200.
     pub nodes: usize,
     /// Arguments added to each agent's.
     pub agent_args: Vec<String>,
+    /// Arguments added to the master's.
+    pub master_args: Vec<String>,
 }
+
+/// The daemon of simulated nodes, on the master's host.
+const SIMULATE: &str = "simulate";
 
 impl Cluster {
     fn dir_of(name: &str) -> PathBuf {
@@ -127,6 +135,7 @@ impl Cluster {
             port,
             nodes: options.nodes,
             agent_args: options.agent_args.clone(),
+            master_args: options.master_args.clone(),
             hosts: Vec::new(),
             daemons: Vec::new(),
         };
@@ -204,12 +213,13 @@ impl Cluster {
         // The API also answers on the machine's own loopback: the socket is made here and handed over.
         let listener = TcpListener::bind(("127.0.0.1", self.state.port))
             .with_context(|| format!("listen on 127.0.0.1:{}", self.state.port))?;
-        let args = [
+        let mut args = vec![
             "--advertise-address".to_owned(),
             format!("{PREFIX}.2"),
             "--bind-address".to_owned(),
             format!("{PREFIX}.2"),
         ];
+        args.extend(self.state.master_args.iter().cloned());
         let pid = master.spawn_daemon("master", &paths::bin("keelson-master"), &args, Some(&listener))?;
         drop(listener);
         self.set_daemon("master", Some(pid))?;
@@ -236,7 +246,11 @@ impl Cluster {
 
     /// Log of a host's daemon.
     pub fn log(&self, host: &str) -> PathBuf {
-        let unit = if host == "master" { "master" } else { "agent" };
+        let (host, unit) = match host {
+            "master" => (host, "master"),
+            SIMULATE => ("master", SIMULATE),
+            node => (node, "agent"),
+        };
         self.dir().join(host).join(format!("log/{unit}.log"))
     }
 
@@ -307,6 +321,16 @@ impl Cluster {
         self.set_daemon(&name, Some(pid))
     }
 
+    /// Starts simulated nodes, on the master's host; ended like a host named `simulate`.
+    pub fn start_simulation(&mut self, nodes: usize, args: &[&str]) -> Result<()> {
+        let mut words =
+            vec![SIMULATE.to_owned(), format!("--nodes={nodes}"), format!("--address={PREFIX}.2")];
+        words.extend(args.iter().map(|&arg| arg.to_owned()));
+        let master = self.host("master")?;
+        let pid = master.spawn_daemon(SIMULATE, &paths::bin("keelson-agent"), &words, None)?;
+        self.set_daemon(SIMULATE, Some(pid))
+    }
+
     /// Kills a host's daemon with SIGKILL and waits until it is gone.
     pub fn kill_daemon(&mut self, host: &str) -> Result<()> {
         let pid = self.daemon_pid(host).with_context(|| format!("no daemon runs on {host}"))?;
@@ -323,6 +347,11 @@ impl Cluster {
 
     /// Waits until every node is Ready.
     pub fn wait_nodes_ready(&self, limit: Duration) -> Result<()> {
+        self.wait_ready(self.state.nodes, limit)
+    }
+
+    /// Waits until there are so many nodes that are Ready, simulated ones too.
+    pub fn wait_ready(&self, nodes: usize, limit: Duration) -> Result<()> {
         let deadline = Instant::now() + limit;
         let kubectl = self.kubectl()?;
         loop {
@@ -337,17 +366,17 @@ impl Cluster {
                     })
                     .count()
             });
-            if ready == self.state.nodes {
+            if ready == nodes {
                 return Ok(());
             }
+            self.check_daemon(SIMULATE)?;
             for n in 1..=self.state.nodes {
                 self.check_daemon(&format!("node-{n}"))?;
             }
             if Instant::now() > deadline {
                 bail!(
-                    "{ready} of {} nodes are Ready after {limit:?}: see {}",
-                    self.state.nodes,
-                    self.log("node-1").display()
+                    "{ready} of {nodes} nodes are Ready after {limit:?}: see {}",
+                    self.log(if self.state.nodes == 0 { SIMULATE } else { "node-1" }).display()
                 );
             }
             std::thread::sleep(Duration::from_millis(100));

@@ -29,10 +29,8 @@ impl TestCluster {
         if let Some(old) = Cluster::find(name)? {
             old.destroy()?;
         }
-        let cluster = Cluster::create(
-            name,
-            &Options { nodes, agent_args: agent_args.iter().map(|&arg| arg.to_owned()).collect() },
-        )?;
+        let agent_args = agent_args.iter().map(|&arg| arg.to_owned()).collect();
+        let cluster = Cluster::create(name, &Options { nodes, agent_args, ..Options::default() })?;
         let kubectl = Kubectl::new(&cluster.kubeconfig())?;
         let mut test = Self { cluster: Some(cluster), kubectl };
         test.preload_images(images)?;

@@ -15,7 +15,7 @@ use keelson_tests::{cmd, images, paths};
 use serde_json::{Map, Value, json};
 
 use super::stats::{Samples, table};
-use super::{IMAGE, kilobytes, meminfo, start_pods, with_cluster, write};
+use super::{IMAGE, daemon, meminfo, pss, rollup, start_pods, with_cluster, write};
 use crate::build;
 
 /// How long a daemon is left alone before its memory is read, so that what a burst needed is given back.
@@ -139,27 +139,12 @@ fn settle(time: Duration) -> Result<()> {
     Ok(())
 }
 
-fn daemon(cluster: &Cluster, host: &str) -> Result<i32> {
-    cluster.daemon_pid(host).with_context(|| format!("no daemon runs on {host}"))
-}
-
 /// PSS of the agent and of the processes that it has as children: its spawner and its DNS worker.
 fn agent(cluster: &Cluster) -> Result<f64> {
     let pid = daemon(cluster, "node-1")?;
     let node: Host = cluster.node(1)?;
     let children = processes(&node.cgroup.join("system/agent"), "")?;
     children.into_iter().filter(|&child| child != pid).try_fold(pss(pid)?, |sum, child| Ok(sum + pss(child)?))
-}
-
-fn pss(pid: i32) -> Result<f64> {
-    rollup(pid, "Pss")
-}
-
-#[expect(clippy::cast_precision_loss, reason = "kilobytes of one process")]
-fn rollup(pid: i32, row: &str) -> Result<f64> {
-    let path = format!("/proc/{pid}/smaps_rollup");
-    let text = fs::read_to_string(&path).with_context(|| format!("read {path}"))?;
-    Ok(kilobytes(&text, row)? as f64)
 }
 
 /// Processes in a cgroup and below it whose command name begins so.

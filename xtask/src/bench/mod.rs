@@ -3,6 +3,7 @@
 
 mod footprint;
 mod pod_start;
+mod simulate;
 mod stats;
 
 use std::fs;
@@ -31,6 +32,8 @@ enum Bench {
     PodStart(pod_start::PodStartArgs),
     /// Memory of the daemons and of each pod, beside containerd's shims.
     Footprint(footprint::FootprintArgs),
+    /// Nodes and pods without processes: how long the control plane takes over them, and how much memory.
+    Simulate(simulate::SimulateArgs),
 }
 
 /// Image that the pods of the benchmarks run, and that peers run too.
@@ -46,6 +49,7 @@ pub fn run(args: &BenchArgs) -> Result<()> {
     match &args.bench {
         Bench::PodStart(args) => pod_start::run(args, &mut steps),
         Bench::Footprint(args) => footprint::run(args, &mut steps),
+        Bench::Simulate(args) => simulate::run(args, &mut steps),
     }
 }
 
@@ -55,16 +59,28 @@ fn with_cluster<T>(
     steps: &mut Steps,
     work: impl FnOnce(&mut Cluster, &mut Steps) -> Result<T>,
 ) -> Result<T> {
+    let options = Options { nodes: 1, agent_args: vec!["--max-pods=250".to_owned()], ..Options::default() };
+    with_master(name, &options, steps, |cluster, steps| {
+        cluster.preload_images(&[IMAGE])?;
+        steps.step("start the agent", || cluster.start_agent(1))?;
+        steps.step("node Ready", || cluster.wait_nodes_ready(Duration::from_secs(60)))?;
+        work(cluster, steps)
+    })
+}
+
+/// Runs work on a cluster of which only the master is started, and ends the cluster whatever comes of it.
+fn with_master<T>(
+    name: &str,
+    options: &Options,
+    steps: &mut Steps,
+    work: impl FnOnce(&mut Cluster, &mut Steps) -> Result<T>,
+) -> Result<T> {
     if let Some(old) = Cluster::find(name)? {
         old.destroy()?;
     }
-    let options = Options { nodes: 1, agent_args: vec!["--max-pods=250".to_owned()] };
-    let mut cluster = steps.step("make test hosts", || Cluster::create(name, &options))?;
+    let mut cluster = steps.step("make test hosts", || Cluster::create(name, options))?;
     let result = (|| {
-        cluster.preload_images(&[IMAGE])?;
         steps.step("start the master", || cluster.start_master())?;
-        steps.step("start the agent", || cluster.start_agent(1))?;
-        steps.step("node Ready", || cluster.wait_nodes_ready(Duration::from_secs(60)))?;
         work(&mut cluster, steps)
     })();
     let ended = steps.step("end the cluster", || cluster.destroy());
@@ -124,4 +140,22 @@ fn kilobytes(text: &str, row: &str) -> Result<u64> {
         .filter_map(|line| line.strip_prefix(row)?.strip_prefix(':')?.trim().strip_suffix("kB"))
         .find_map(|number| number.trim().parse().ok())
         .with_context(|| format!("no row {row}"))
+}
+
+/// Pid of the daemon of a host.
+fn daemon(cluster: &Cluster, host: &str) -> Result<i32> {
+    cluster.daemon_pid(host).with_context(|| format!("no daemon runs on {host}"))
+}
+
+/// PSS of a process, kB.
+fn pss(pid: i32) -> Result<f64> {
+    rollup(pid, "Pss")
+}
+
+/// A row of a process's memory, kB.
+#[expect(clippy::cast_precision_loss, reason = "kilobytes of one process")]
+fn rollup(pid: i32, row: &str) -> Result<f64> {
+    let path = format!("/proc/{pid}/smaps_rollup");
+    let text = fs::read_to_string(&path).with_context(|| format!("read {path}"))?;
+    Ok(kilobytes(&text, row)? as f64)
 }

@@ -96,7 +96,7 @@ pub fn inside(args: &GuestArgs) -> Result<()> {
     let tests: Vec<String> =
         fs::read_to_string(format!("{STAGED}/tests.txt"))?.lines().map(str::to_owned).collect();
     let output = PathBuf::from("/output");
-    let mut cluster = Cluster::create(super::NAME, &Options { nodes: args.nodes, agent_args: Vec::new() })?;
+    let mut cluster = Cluster::create(super::NAME, &Options { nodes: args.nodes, ..Options::default() })?;
     for n in 1..=cluster.nodes() {
         let into = cluster.node(n)?.dir.join("var/lib/keelson/import");
         fs::create_dir_all(&into)?;

@@ -316,7 +316,11 @@ fn round_of(
         if let Some(old) = Cluster::find(NAME)? {
             steps.step("end the cluster of an earlier run", || old.destroy())?;
         }
-        let options = Options { nodes: usize::from(args.nodes), agent_args: vec![registry::agent_arg()] };
+        let options = Options {
+            nodes: usize::from(args.nodes),
+            agent_args: vec![registry::agent_arg()],
+            ..Options::default()
+        };
         let mut cluster = steps.step("make test hosts", || Cluster::create(NAME, &options))?;
         let result = in_cluster(args, &mut cluster, suite, &left, journal, &dir, steps);
         if args.keep {

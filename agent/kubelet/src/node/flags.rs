@@ -1,6 +1,7 @@
-//! Values of `--node-labels`, `--register-with-taints` and `--eviction-hard`.
+//! Values of `--node-labels`, `--register-with-taints` and `--eviction-hard`; durations.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Taint;
 
@@ -23,6 +24,9 @@ pub enum FlagError {
         "invalid taint {0:?}: must be key[=value]:effect with effect NoSchedule, PreferNoSchedule or NoExecute"
     )]
     Taint(String),
+    /// No duration.
+    #[error("{0:?} is no duration such as 1m30s")]
+    Duration(String),
 }
 
 /// Labels in the kubernetes.io namespace that a kubelet may set beside the two open prefixes (kubelet's
@@ -41,6 +45,29 @@ const OWN_LABELS: [&str; 12] = [
     "failure-domain.beta.kubernetes.io/region",
     "topology.disk.csi.azure.com/zone",
 ];
+
+/// Parses a duration as Go writes it: `1m30s`, `500ms`. Nothing below a millisecond, and not zero.
+pub fn parse_duration(text: &str) -> Result<Duration, FlagError> {
+    let bad = || FlagError::Duration(text.to_owned());
+    let mut sum = Duration::ZERO;
+    let mut rest = text;
+    while !rest.is_empty() {
+        let digits = rest.find(|c: char| !c.is_ascii_digit()).ok_or_else(bad)?;
+        let (number, tail) = rest.split_at(digits);
+        let number: u32 = number.parse().map_err(|_no_number| bad())?;
+        let (unit, tail) = tail.split_at(tail.find(|c: char| c.is_ascii_digit()).unwrap_or(tail.len()));
+        let unit = match unit {
+            "ms" => Duration::from_millis(1),
+            "s" => Duration::from_secs(1),
+            "m" => Duration::from_secs(60),
+            "h" => Duration::from_secs(3600),
+            _ => return Err(bad()),
+        };
+        sum = sum.saturating_add(unit.saturating_mul(number));
+        rest = tail;
+    }
+    if sum.is_zero() { Err(bad()) } else { Ok(sum) }
+}
 
 /// Parses `key=value,key=value`.
 pub fn parse_labels(text: &str) -> Result<BTreeMap<String, String>, FlagError> {
@@ -149,5 +176,15 @@ mod tests {
         check_taint("k=v", None);
         check_taint("k=v:Never", None);
         check_taint("k=v:NoSchedule,k=w:NoSchedule", None);
+    }
+
+    #[test]
+    fn durations() {
+        for (text, millis) in [("1m30s", 90_000), ("500ms", 500), ("2h", 7_200_000)] {
+            assert_eq!(parse_duration(text), Ok(Duration::from_millis(millis)), "{text}");
+        }
+        for text in ["", "5", "m", "0s", "-1s", "1d", "1s5"] {
+            assert!(parse_duration(text).is_err(), "{text}");
+        }
     }
 }

@@ -17,7 +17,7 @@ mod status;
 pub use capacity::{Capacity, is_extended};
 pub use conditions::{CGROUP_CONTROLLERS_MISSING, Observation};
 pub use events::{EventSeverity, NodeEvents};
-pub use flags::{FlagError, parse_labels, parse_taints};
+pub use flags::{FlagError, parse_duration, parse_labels, parse_taints};
 pub use machine::{MachineInfo, MachinePaths};
 pub use pressure::{Pressures, Thresholds, pid_capacity};
 
@@ -143,10 +143,22 @@ impl NodeManager {
         images: Arc<dyn ImageService>,
     ) -> Result<Arc<Self>, Error> {
         let machine = MachineInfo::read(&config.machine)?;
-        let nodefs = pressure::Filesystem::of(&config.root_dir)?;
-        let capacity = Capacity::new(&machine, nodefs.capacity, config.max_pods, &config.eviction_hard);
+        let nodefs = pressure::Filesystem::of(&config.root_dir)?.capacity;
+        Ok(Self::of_machine(config, machine, nodefs, client, runtime, images))
+    }
+
+    /// As [`NodeManager::new`], of a machine that the caller describes, with `nodefs` bytes of disk.
+    pub fn of_machine(
+        config: NodeConfig,
+        machine: MachineInfo,
+        nodefs: u64,
+        client: kube::Client,
+        runtime: Arc<dyn RuntimeService>,
+        images: Arc<dyn ImageService>,
+    ) -> Arc<Self> {
+        let capacity = Capacity::new(&machine, nodefs, config.max_pods, &config.eviction_hard);
         let events = NodeEvents::new(client.clone(), &config.name);
-        Ok(Arc::new(Self {
+        Arc::new(Self {
             config,
             client,
             runtime,
@@ -158,7 +170,7 @@ impl NodeManager {
             spec: watch::Sender::new(NodeSpec::default()),
             extended: watch::Sender::default(),
             poke: Notify::new(),
-        }))
+        })
     }
 
     /// `spec` of the Node object as it is now: `podCIDRs` arrive here. Default until the node is registered.

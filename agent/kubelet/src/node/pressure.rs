@@ -65,18 +65,23 @@ impl Default for Thresholds {
 }
 
 impl Thresholds {
-    /// Parses kubelet's `memory.available<100Mi,nodefs.available<10%`. As upstream's, a value given replaces all
-    /// defaults: signals that it doesn't name have no threshold.
-    pub fn parse(text: &str) -> Result<Self, FlagError> {
+    /// A node that is never under pressure.
+    pub fn none() -> Self {
         let none = Threshold::Absolute(0);
-        let mut thresholds = Self {
+        Self {
             memory_available: none,
             nodefs_available: none,
             nodefs_inodes_free: none,
             imagefs_available: none,
             imagefs_inodes_free: none,
             pid_available: none,
-        };
+        }
+    }
+
+    /// Parses kubelet's `memory.available<100Mi,nodefs.available<10%`. As upstream's, a value given replaces all
+    /// defaults: signals that it doesn't name have no threshold.
+    pub fn parse(text: &str) -> Result<Self, FlagError> {
+        let mut thresholds = Self::none();
         for item in text.split(',').map(str::trim).filter(|item| !item.is_empty()) {
             let bad = || FlagError::Threshold(item.to_owned());
             let (signal, value) = item.split_once('<').ok_or_else(bad)?;

@@ -16,6 +16,7 @@ use crate::clock::Clock;
 use crate::env::fieldref::Addresses;
 use crate::events::EventRecorder;
 use crate::objects::ObjectCache;
+use crate::probes::Reach;
 use crate::volumes::mounter::Mounter;
 
 /// Shared by the workers of all pods.
@@ -42,6 +43,8 @@ pub struct Context {
     pub mounter: Arc<dyn Mounter>,
     /// Time.
     pub clock: Clock,
+    /// Whether pods can be asked over the network.
+    pub reach: Reach,
 }
 
 impl Context {

@@ -6,6 +6,7 @@ use std::time::Duration;
 use k8s_openapi::api::core::v1::{Container, LifecycleHandler};
 use keelson_cri::RuntimeService;
 
+use crate::probes::Reach;
 use crate::probes::exec::{ExecEnd, run};
 use crate::probes::http::{HttpTarget, get};
 
@@ -15,6 +16,7 @@ const MAX_HTTP: Duration = Duration::from_secs(30);
 /// Runs a hook. The error is the message of `FailedPostStartHook` or `FailedPreStopHook`.
 pub async fn run_hook(
     runtime: &dyn RuntimeService,
+    reach: Reach,
     container_id: &str,
     container: &Container,
     hook: &LifecycleHandler,
@@ -34,6 +36,9 @@ pub async fn run_hook(
     }
     if let Some(action) = &hook.http_get {
         let target = HttpTarget::new(action, container, pod_ip)?;
+        if reach == Reach::Nobody {
+            return Ok(());
+        }
         let answer = get(&target, limit.min(MAX_HTTP)).await?;
         let status = answer.status;
         return if status < 400 {

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use k8s_openapi::api::core::v1::{Pod, Service};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use keelson_cri::{ImageService, RuntimeService};
-use kube::runtime::reflector::{self, store::Writer};
+use kube::runtime::reflector::{self, Store, store::Writer};
 use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -22,6 +22,7 @@ use super::table::PodTable;
 use crate::clock::Clock;
 use crate::events::{self, EventSink};
 use crate::objects::ObjectCache;
+use crate::probes::Reach;
 use crate::volumes::mounter::{HostMounter, Mounter};
 
 /// What the pod half of the kubelet must know of its node.
@@ -85,12 +86,31 @@ impl PodManagerConfig {
     }
 }
 
+/// What else the pods of a node stand on; the default is the machine itself.
+pub struct PodManagerParts {
+    /// Mounts.
+    pub mounter: Arc<dyn Mounter>,
+    /// Time.
+    pub clock: Clock,
+    /// Whether pods can be asked over the network.
+    pub reach: Reach,
+    /// Services that somebody else follows ([`follow_services`](super::follow_services)), for several nodes at once;
+    /// none: this node follows its own.
+    pub services: Option<Store<Service>>,
+}
+
+impl Default for PodManagerParts {
+    fn default() -> Self {
+        Self { mounter: Arc::new(HostMounter), clock: Clock::System, reach: Reach::Network, services: None }
+    }
+}
+
 /// All pods of this node: runs their workers, answers what the kubelet server asks.
 pub struct PodManager {
     ctx: Arc<Context>,
     table: Arc<PodTable>,
     /// Taken by the first [`PodManager::run`].
-    starter: Mutex<Option<(EventSink, Writer<Service>)>>,
+    starter: Mutex<Option<(EventSink, Option<Writer<Service>>)>>,
 }
 
 impl PodManager {
@@ -101,20 +121,26 @@ impl PodManager {
         runtime: Arc<dyn RuntimeService>,
         images: Arc<dyn ImageService>,
     ) -> Arc<Self> {
-        Self::with_parts(config, client, runtime, images, Arc::new(HostMounter), Clock::System)
+        Self::with_parts(config, client, runtime, images, PodManagerParts::default())
     }
 
-    /// As [`PodManager::new`], with mounts and time of the caller.
+    /// As [`PodManager::new`], with parts of the caller.
     pub fn with_parts(
         config: PodManagerConfig,
         client: kube::Client,
         runtime: Arc<dyn RuntimeService>,
         images: Arc<dyn ImageService>,
-        mounter: Arc<dyn Mounter>,
-        clock: Clock,
+        parts: PodManagerParts,
     ) -> Arc<Self> {
+        let PodManagerParts { mounter, clock, reach, services } = parts;
         let (events, sink) = events::channel(client.clone(), &config.node_name);
-        let (services, writer) = reflector::store();
+        let (services, writer) = match services {
+            Some(services) => (services, None),
+            None => {
+                let (services, writer) = reflector::store();
+                (services, Some(writer))
+            }
+        };
         let ctx = Context {
             objects: ObjectCache::new(client.clone()),
             puller: Puller::new(clock),
@@ -127,6 +153,7 @@ impl PodManager {
             services,
             mounter,
             clock,
+            reach,
         };
         let starter = Mutex::new(Some((sink, writer)));
         Arc::new(Self { ctx: Arc::new(ctx), table: Arc::default(), starter })
@@ -135,9 +162,14 @@ impl PodManager {
     /// Runs until `shutdown`. Pods are left as they are: the next run adopts them. A second call returns at once.
     pub async fn run(self: Arc<Self>, shutdown: CancellationToken) {
         let Some((sink, writer)) = self.starter.lock().take() else { return };
+        let services = async {
+            if let Some(writer) = writer {
+                source::follow_services(self.ctx.client.clone(), writer, shutdown.clone()).await;
+            }
+        };
         tokio::join!(
             sink.run(shutdown.clone()),
-            source::follow_services(self.ctx.client.clone(), writer, shutdown.clone()),
+            services,
             qos_tree::keep(self.ctx.clone(), self.table.clone(), shutdown.clone()),
             source::follow_pods(self.ctx.clone(), self.table.clone(), shutdown.clone()),
         );

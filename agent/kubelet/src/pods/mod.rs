@@ -42,5 +42,6 @@ mod worker;
 #[cfg(test)]
 mod worker_tests;
 
-pub use manager::{PodManager, PodManagerConfig};
+pub use manager::{PodManager, PodManagerConfig, PodManagerParts};
 pub use observed::ObservedPod;
+pub use source::follow_services;

@@ -137,7 +137,8 @@ async fn post_start(ctx: &Context, input: &StartInput<'_>, id: &str) -> Result<(
     let pod_ip = ctx.addresses(input.pod, &input.sandbox.ips).pod_ips.first().copied();
     // Upstream gives a postStart no limit but the pod's end, which cancels this future.
     let limit = Duration::from_secs(24 * 3600);
-    let Err(error) = run_hook(&*ctx.runtime, id, input.container, hook, pod_ip, limit).await else {
+    let Err(error) = run_hook(&*ctx.runtime, ctx.reach, id, input.container, hook, pod_ip, limit).await
+    else {
         return Ok(());
     };
     let name = &input.container.name;

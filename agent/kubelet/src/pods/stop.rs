@@ -80,7 +80,7 @@ pub async fn stop_container(
     if let Some((container, hook)) = hook
         && left() > Duration::ZERO
     {
-        let run = run_hook(&*ctx.runtime, input.id, container, hook, input.pod_ip, left());
+        let run = run_hook(&*ctx.runtime, ctx.reach, input.id, container, hook, input.pod_ip, left());
         match tokio::time::timeout(left(), run).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => ctx.events.container(

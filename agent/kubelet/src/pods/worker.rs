@@ -159,7 +159,7 @@ impl Worker {
         let kept = Checkpoint::load(&ctx.pod_dir(PodExt::uid(&*first.pod)));
         let resources = kept.unwrap_or_else(|| Checkpoint::of(&first.pod));
         Self {
-            probes: Probes::new(ctx.runtime.clone(), ctx.events.clone(), ctx.clock),
+            probes: Probes::new(ctx.runtime.clone(), ctx.events.clone(), ctx.clock, ctx.reach),
             tokens: Arc::new(PodTokens::new(ctx.client.clone(), ctx.clock)),
             table,
             desired,
@@ -846,8 +846,11 @@ impl Worker {
     fn reported_attempt(&self, name: &str) -> u32 {
         let lists = [&self.status.container_statuses, &self.status.init_container_statuses];
         let old = lists.into_iter().flatten().flatten().find(|s| s.name == name);
-        let ran = old.filter(|s| s.container_id.is_some() || s.restart_count > 0);
-        ran.map_or(0, |s| u32::try_from(s.restart_count).unwrap_or(0) + 1)
+        old.map_or(0, |s| {
+            let count = u32::try_from(s.restart_count).unwrap_or(0);
+            // One whose record was missed has been counted, and has no id any more.
+            if s.container_id.is_some() { count + 1 } else { count }
+        })
     }
 
     fn kill_container(&mut self, kill: Kill) {

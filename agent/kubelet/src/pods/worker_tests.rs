@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 use super::context::Context;
 use super::event::Desired;
 use super::fake::{FakeApi, FakeImages, FakeRuntime};
-use super::manager::{PodManager, PodManagerConfig};
+use super::manager::{PodManager, PodManagerConfig, PodManagerParts};
 use super::pull::Puller;
 use super::resize::allocate::Allocations;
 use super::table::PodTable;
@@ -74,6 +74,7 @@ async fn bench_with(pod: Pod, prepare: impl FnOnce(&FakeRuntime) -> Vec<String>)
         events,
         services,
         mounter: Arc::new(FakeMounter::default()),
+        reach: crate::probes::Reach::Network,
         clock,
     });
     let mut tasks = JoinSet::new();
@@ -416,6 +417,30 @@ async fn an_image_volume_that_cannot_be_had() {
     assert_eq!(b.waiting(0).0, "CreateContainerConfigError");
 }
 
+/// As after a reboot that left nothing: however long the sandbox takes, the restart is counted once.
+#[tokio::test(start_paused = true)]
+async fn a_lost_container_is_one_restart() {
+    let mut pod = pod_json(json!({"containers": [{"name": "a", "image": "i:1"}]}));
+    pod.status = serde_json::from_value(json!({
+        "phase": "Running",
+        "containerStatuses": [{
+            "name": "a", "image": "i:1", "imageID": "", "ready": true, "restartCount": 2,
+            "containerID": "keelson://a-2", "state": {"running": {"startedAt": "2023-11-14T22:13:20Z"}},
+        }],
+    }))
+    .unwrap();
+    let b = bench_with(pod, |runtime| {
+        runtime.refuse_sandboxes(true);
+        Vec::new()
+    })
+    .await;
+    b.wait(30).await;
+    b.runtime.refuse_sandboxes(false);
+    b.wait(300).await;
+    b.check_log(&["sandbox 0", "start a-3"]);
+    assert_eq!(b.api.pod().status.unwrap().container_statuses.unwrap()[0].restart_count, 3);
+}
+
 #[tokio::test(start_paused = true)]
 async fn sandbox_failures_are_retried() {
     let b = bench(two()).await;
@@ -561,8 +586,8 @@ async fn the_manager_finds_pods_and_ends_orphans() {
     config.pod_logs_dir = dir.path().join("pods");
     config.container_logs_dir = dir.path().join("containers");
     let mounter = Arc::new(FakeMounter::default());
-    let manager =
-        PodManager::with_parts(config, api.client(), runtime.clone(), Arc::new(FakeImages), mounter, clock);
+    let parts = PodManagerParts { mounter, clock, ..PodManagerParts::default() };
+    let manager = PodManager::with_parts(config, api.client(), runtime.clone(), Arc::new(FakeImages), parts);
     let shutdown = CancellationToken::new();
     let run = tokio::spawn(manager.clone().run(shutdown.clone()));
     tokio::time::sleep(Duration::from_secs(50)).await;

@@ -27,6 +27,16 @@ pub enum ProbeOutcome {
     Unknown(String),
 }
 
+/// Whether the addresses of pods can be asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Reach {
+    /// Over the network.
+    #[default]
+    Network,
+    /// Pods that only seem to run have nobody at their addresses: all that would be asked there succeeds, and nothing is sent.
+    Nobody,
+}
+
 /// Which probe.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum ProbeKind {

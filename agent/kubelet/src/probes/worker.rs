@@ -13,7 +13,7 @@ use tokio::time::Instant;
 
 use super::http::HttpTarget;
 use super::schedule::{Run, Timing};
-use super::{ProbeKind, ProbeOutcome, dial, exec, grpc, http, resolve_port};
+use super::{ProbeKind, ProbeOutcome, Reach, dial, exec, grpc, http, resolve_port};
 use crate::clock::Clock;
 use crate::events::{EventRecorder, EventType};
 use crate::pods::ObservedPod;
@@ -65,6 +65,7 @@ pub struct Probes {
     runtime: Arc<dyn RuntimeService>,
     events: EventRecorder,
     clock: Clock,
+    reach: Reach,
     table: Arc<ProbeTable>,
     tasks: HashMap<Key, AbortHandle>,
 }
@@ -80,6 +81,7 @@ struct Task {
     runtime: Arc<dyn RuntimeService>,
     events: EventRecorder,
     clock: Clock,
+    reach: Reach,
     table: Arc<ProbeTable>,
     pod: Arc<Pod>,
     container: Container,
@@ -94,8 +96,8 @@ struct Task {
 
 impl Probes {
     /// Runs nothing until [`Probes::reconcile`].
-    pub fn new(runtime: Arc<dyn RuntimeService>, events: EventRecorder, clock: Clock) -> Self {
-        Self { runtime, events, clock, table: Arc::default(), tasks: HashMap::new() }
+    pub fn new(runtime: Arc<dyn RuntimeService>, events: EventRecorder, clock: Clock, reach: Reach) -> Self {
+        Self { runtime, events, clock, reach, table: Arc::default(), tasks: HashMap::new() }
     }
 
     /// The table of verdicts.
@@ -139,6 +141,7 @@ impl Probes {
                     runtime: self.runtime.clone(),
                     events: self.events.clone(),
                     clock: self.clock,
+                    reach: self.reach,
                     table: self.table.clone(),
                     pod: pod.clone(),
                     container: container.clone(),
@@ -249,6 +252,10 @@ impl Task {
         if let Some(action) = &probe.exec {
             let command = action.command.as_deref().unwrap_or_default();
             return exec::probe(&*self.runtime, &self.id, command, timing.timeout).await;
+        }
+        let over_network = probe.http_get.is_some() || probe.tcp_socket.is_some() || probe.grpc.is_some();
+        if over_network && self.reach == Reach::Nobody {
+            return ProbeOutcome::Success;
         }
         if let Some(action) = &probe.http_get {
             return match HttpTarget::new(action, &self.container, self.pod_ip) {

@@ -221,9 +221,10 @@ fn missing(
     if old_state.running.is_some() && !has_last {
         // It ran, and its record is gone: say that it ended rather than that it never was.
         status.last_state = Some(unknown_terminated(GONE));
-        if !pod.is_deleting() {
-            status.restart_count += 1;
-        }
+    }
+    if old.container_id.is_some() && !pod.is_deleting() {
+        // The next one is another attempt. Said once: from now on there is no id.
+        status.restart_count += 1;
     }
     status
 }

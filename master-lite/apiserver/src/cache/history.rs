@@ -62,7 +62,7 @@ impl WatchCache {
             if let Ok(mut watch) = cache.watch(filter.clone(), upto) {
                 watch.backlog.splice(
                     0..0,
-                    events.into_iter().filter_map(|event| super::resource::seen(filter, event)),
+                    events.into_iter().filter_map(|event| super::watchers::seen(filter, event)),
                 );
                 return Ok(watch);
             }

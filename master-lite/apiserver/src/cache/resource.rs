@@ -7,13 +7,12 @@ use keelson_api::resources::Resource;
 use parking_lot::RwLock;
 use tokio::sync::mpsc;
 
+use super::watchers::{Watchers, seen};
 use super::{CacheEvent, CachedObject, EventType};
 use crate::filter::Filter;
 
 /// Changes kept in memory for watches that start in the past; what is older is in the store's history.
 const WINDOW: usize = 1024;
-/// Changes a watcher may be behind before it is dropped.
-const WATCHER_QUEUE: usize = 1024;
 
 /// What a watcher receives.
 #[derive(Debug)]
@@ -32,11 +31,6 @@ pub struct CacheWatch {
     pub live: mpsc::Receiver<WatchMessage>,
 }
 
-struct Watcher {
-    filter: Arc<Filter>,
-    sender: mpsc::Sender<WatchMessage>,
-}
-
 #[derive(Default)]
 struct State {
     objects: BTreeMap<String, Arc<CachedObject>>,
@@ -47,7 +41,7 @@ struct State {
     window_start: u64,
     /// The window may still be filled from the store's history, back to before the cache was.
     unfilled: bool,
-    watchers: Vec<Watcher>,
+    watchers: Watchers,
 }
 
 /// The cache of one stored resource.
@@ -103,16 +97,7 @@ impl ResourceCache {
             state.unfilled = false;
         }
         state.window.push_back(event.clone());
-        state.watchers.retain(|watcher| match classify(&watcher.filter, &event) {
-            None => !watcher.sender.is_closed(),
-            Some(kind) => {
-                let sent = watcher.sender.try_send(WatchMessage { kind, event: event.clone() });
-                if matches!(sent, Err(mpsc::error::TrySendError::Full(_))) {
-                    tracing::warn!(resource = %self.row.plural, "dropping a watcher that does not keep up");
-                }
-                sent.is_ok()
-            }
-        });
+        state.watchers.tell(&event, &self.row.plural);
     }
 
     /// Held by who reads this resource's history from the store, so that many watches that come back at once read it
@@ -145,7 +130,7 @@ impl ResourceCache {
 
     /// Ends all watches; their clients come back.
     pub(super) fn end_watches(&self) {
-        self.state.write().watchers.clear();
+        self.state.write().watchers = Watchers::default();
     }
 
     /// One object.
@@ -200,7 +185,7 @@ impl ResourceCache {
         }
         let first = state.window.partition_point(|event| event.revision <= revision);
         let backlog = state.window.range(first..).filter_map(|event| seen(&filter, event.clone())).collect();
-        let live = add_watcher(&mut state, filter);
+        let live = state.watchers.add(filter);
         Ok(CacheWatch { backlog, live })
     }
 
@@ -213,30 +198,7 @@ impl ResourceCache {
         let mut state = self.state.write();
         let objects = state.objects.values().filter(|object| filter.matches(object)).cloned().collect();
         let revision = state.revision.max(applied);
-        let live = add_watcher(&mut state, filter);
+        let live = state.watchers.add(filter);
         (objects, revision, live)
-    }
-}
-
-fn add_watcher(state: &mut State, filter: Arc<Filter>) -> mpsc::Receiver<WatchMessage> {
-    let (sender, receiver) = mpsc::channel(WATCHER_QUEUE);
-    state.watchers.push(Watcher { filter, sender });
-    receiver
-}
-
-/// What a watcher is told of a change, if anything.
-pub(super) fn seen(filter: &Filter, event: Arc<CacheEvent>) -> Option<WatchMessage> {
-    Some(WatchMessage { kind: classify(filter, &event)?, event })
-}
-
-/// How a watcher sees a change: entering the selection is ADDED, leaving it is DELETED.
-fn classify(filter: &Filter, event: &CacheEvent) -> Option<EventType> {
-    let now = event.object.as_ref().is_some_and(|object| filter.matches(object));
-    let before = event.prev.as_ref().is_some_and(|object| filter.matches(object));
-    match (before, now) {
-        (false, true) => Some(EventType::Added),
-        (true, true) => Some(EventType::Modified),
-        (true, false) => Some(EventType::Deleted),
-        (false, false) => None,
     }
 }
