@@ -12,6 +12,7 @@ use kube::{Client, Config};
 use tower::{BoxError, Service};
 
 use super::rotation::{obtain, sleep_until_due};
+use super::transport::connect;
 use super::{CertificateStore, Error, Identity, Result, Template, kubeconfig};
 
 /// How a node finds its cluster and its own credentials.
@@ -45,7 +46,7 @@ pub async fn join(options: JoinOptions) -> Result<NodeIdentity> {
     if let Some((file, endpoint)) = &existing
         && !refers_to(file, &store.current_path())
     {
-        let client = Client::try_from(endpoint.clone()).map_err(Error::api("make API client"))?;
+        let client = connect(endpoint)?;
         return Ok(NodeIdentity { client, endpoint: endpoint.clone(), rotating: None });
     }
     let template = Template::client(&options.node_name);
@@ -147,11 +148,11 @@ impl ClientSource {
 
 async fn bootstrap_client(path: &Path) -> Result<Client> {
     let (_, config) = kubeconfig::load(path).await?;
-    Client::try_from(config).map_err(Error::api("make bootstrap API client"))
+    connect(&config)
 }
 
 fn client_of(endpoint: &Config, identity: &Identity) -> Result<Client> {
-    Client::try_from(kubeconfig::with_identity(endpoint, identity)?).map_err(Error::api("make API client"))
+    connect(&kubeconfig::with_identity(endpoint, identity)?)
 }
 
 fn exists(path: &Path) -> bool {

@@ -14,8 +14,6 @@ use crate::node::KUBELET_VERSION;
 
 /// A connection attempt to the API fails after this long.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-/// Longest silence on a connection: above the 290 s that watches run for.
-const READ_TIMEOUT: Duration = Duration::from_secs(295);
 
 /// Loads a kubeconfig's current context.
 pub(super) async fn load(path: &Path) -> Result<(Kubeconfig, Config)> {
@@ -25,7 +23,6 @@ pub(super) async fn load(path: &Path) -> Result<(Kubeconfig, Config)> {
         .await
         .map_err(|source| Error::Kubeconfig { path: path.to_owned(), source })?;
     config.connect_timeout = Some(CONNECT_TIMEOUT);
-    config.read_timeout = Some(READ_TIMEOUT);
     // The part before the slash comes to own the fields that the node writes.
     if let Ok(agent) = HeaderValue::from_str(&format!("kubelet/{KUBELET_VERSION}")) {
         config.headers.push((header::USER_AGENT, agent));

@@ -14,6 +14,7 @@ mod kubeconfig;
 mod rotation;
 pub mod serving;
 mod store;
+mod transport;
 
 pub use client::{JoinOptions, NodeIdentity, join};
 pub use csr::Template;
