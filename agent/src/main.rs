@@ -10,6 +10,7 @@ mod config;
 mod flags;
 mod host;
 mod lock;
+mod memory;
 mod network;
 mod reset;
 
@@ -27,6 +28,7 @@ use tracing_subscriber::EnvFilter;
 fn main() -> ExitCode {
     // Before anything else, and before there is a second thread.
     keelson_runtime::spawner_main_if_requested();
+    memory::give_back_what_is_free();
     let done = if keelson_dns::worker::requested() { dns_worker() } else { run(flags::Flags::parse()) };
     match done {
         Ok(()) => ExitCode::SUCCESS,
@@ -94,18 +96,25 @@ fn prepare(flags: &flags::Flags) -> anyhow::Result<std::fs::File> {
     Ok(lock)
 }
 
+/// Threads for work that blocks end soon after it: each has a stack that was used.
+fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
+    let mut builder = tokio::runtime::Builder::new_multi_thread();
+    builder.enable_all().thread_keep_alive(std::time::Duration::from_secs(2));
+    builder.build().context("start the async runtime")
+}
+
 /// `keelson-agent reset`.
 fn reset(flags: flags::Flags, keep_files: bool) -> anyhow::Result<()> {
     let _lock = prepare(&flags)?;
     let config = config::Config::new(flags)?;
-    let runtime = tokio::runtime::Runtime::new().context("start the async runtime")?;
+    let runtime = runtime()?;
     runtime.block_on(reset::run(&config, keep_files))
 }
 
 fn start(flags: flags::Flags) -> anyhow::Result<()> {
     let _lock = prepare(&flags)?;
     let config = config::Config::new(flags)?;
-    tokio::runtime::Runtime::new().context("start the async runtime")?.block_on(async {
+    runtime()?.block_on(async {
         let shutdown = CancellationToken::new();
         tokio::spawn(cancel_on_signal(shutdown.clone())?);
         tokio::select! {

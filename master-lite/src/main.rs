@@ -3,6 +3,7 @@
 //! Wiring only: flags, the order in which things start, and how they stop.
 
 mod flags;
+mod memory;
 mod sockets;
 
 use std::sync::Arc;
@@ -25,6 +26,7 @@ use flags::Flags;
 const CERTIFICATE_VALIDITY: std::time::Duration = std::time::Duration::from_secs(365 * 24 * 3600);
 
 fn main() -> anyhow::Result<()> {
+    memory::give_back_what_is_free();
     let flags = Flags::parse();
     tracing_subscriber::fmt()
         .with_env_filter(
@@ -35,7 +37,12 @@ fn main() -> anyhow::Result<()> {
     // Fails only if a provider is set already, and none is.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let listeners = sockets::inherited().context("taking over the sockets in LISTEN_FDS")?;
-    tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(run(flags, listeners))
+    // Threads for work that blocks end soon after it: each has a stack that was used.
+    tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .thread_keep_alive(std::time::Duration::from_secs(2))
+        .build()?
+        .block_on(run(flags, listeners))
 }
 
 async fn run(flags: Flags, listeners: Vec<std::net::TcpListener>) -> anyhow::Result<()> {
