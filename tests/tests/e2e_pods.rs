@@ -11,6 +11,7 @@ const MANIFEST: &str = include_str!("e2e_pods.yaml");
 #[test]
 fn pods_get_what_they_ask_for() -> Result<()> {
     let cluster = TestCluster::up("e2e-pods", 1, &["testapp-v1", "busybox"])?;
+    rest(&cluster)?;
     cluster.kubectl.apply(MANIFEST)?;
     volumes_and_environment(&cluster)?;
     ends_and_restarts(&cluster)?;
@@ -22,6 +23,33 @@ fn pods_get_what_they_ask_for() -> Result<()> {
 
 fn field(cluster: &TestCluster, pod: &str, path: &str) -> Result<String> {
     cluster.kubectl.run(&["get", "pod", pod, "-o", &format!("jsonpath={{{path}}}")])
+}
+
+/// A pod that does not change costs the API server nothing.
+fn rest(cluster: &TestCluster) -> Result<()> {
+    let image = "--image=keelson.test/testapp:v1";
+    cluster.kubectl.run(&["run", "still", image, "--image-pull-policy=Never"])?;
+    cluster.kubectl.run(&["wait", "--for=condition=Ready", "pod/still", "--timeout=60s"])?;
+    std::thread::sleep(Duration::from_secs(1));
+    let before = status_writes(cluster)?;
+    std::thread::sleep(Duration::from_secs(3));
+    let writes = status_writes(cluster)? - before;
+    ensure!(before > 0 && writes == 0, "{writes} writes of its status in 3 s, {before} before");
+    cluster.kubectl.run(&["delete", "pod", "still", "--now"])?;
+    Ok(())
+}
+
+/// Requests so far that changed the status of a pod.
+fn status_writes(cluster: &TestCluster) -> Result<u64> {
+    let metrics = cluster.kubectl.run(&["get", "--raw", "/metrics"])?;
+    let of_status = |line: &&str| {
+        line.starts_with("apiserver_request_total")
+            && line.contains(r#"verb="PATCH""#)
+            && line.contains(r#"resource="pods",subresource="status""#)
+    };
+    let counts =
+        metrics.lines().filter(of_status).filter_map(|line| line.rsplit(' ').next()?.parse::<u64>().ok());
+    Ok(counts.sum())
 }
 
 fn volumes_and_environment(cluster: &TestCluster) -> Result<()> {
