@@ -256,6 +256,10 @@ pub struct SecurityContext {
     pub seccomp: SeccompProfile,
     /// procMount: Unmasked.
     pub unmasked_proc: bool,
+    /// Join the PID namespace of this container of the same sandbox: CRI NamespaceMode TARGET with its `target_id`. It
+    /// must be running when this one is made and when it is started.
+    #[serde(default)]
+    pub target_id: Option<String>,
 }
 
 /// CRI ContainerConfig.

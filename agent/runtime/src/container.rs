@@ -20,7 +20,7 @@ use rustix::pipe::{PipeFlags, pipe_with};
 use crate::config::shm;
 use crate::image_volume;
 use crate::oom_score;
-use crate::plan::{self, ContainerPlan, ProcessPlan, RootfsPlan, UserSpec};
+use crate::plan::{self, ContainerPlan, PidNamespace, ProcessPlan, RootfsPlan, UserSpec};
 use crate::podinit::{Podinit, bind_listener};
 use crate::runtime::{Container, Runtime, Sandbox, internal, lock, make_dir, new_id};
 use crate::sandbox::remove_found;
@@ -205,6 +205,7 @@ impl Runtime {
             image_volumes: volumes,
             config,
         };
+        self.target(&record)?;
         let dir = self.config.container_dir(id);
         for name in ["upper", "work", "rootfs"] {
             make_dir(&dir.join(name), 0o755).map_err(internal("making the container's folders"))?;
@@ -287,11 +288,13 @@ impl Runtime {
         let (_, podinit_pidfd) = container.sandbox.live()?;
         let config = &record.config;
         let mut stdio = Stdio::new(config.tty, config.stdin)?;
+        let target = self.target(&record)?;
         let plan = self.container_plan(&record, &sandbox_config)?;
-        let pod_pid = plan.pod_pid;
+        let pod_pid = plan.pid != PidNamespace::Node;
         let cgroup = self.cgroups.open_dir(&container.cgroup())?;
         let request = Request::Container(plan);
-        let fds = [cgroup.as_fd(), podinit_pidfd.as_fd()];
+        let mut fds = vec![cgroup.as_fd(), podinit_pidfd.as_fd()];
+        fds.extend(target.as_ref().map(|pidfd| pidfd.as_fd()));
         let birth = self.give_birth(&container.sandbox, &request, &fds, &stdio.child, pod_pid, &container.id);
         let (sync, spawned, own) = phase("start.birth", birth).await?;
         stdio.child.clear();
@@ -349,8 +352,7 @@ impl Runtime {
         };
         let devices = if security.privileged { plan::host_devices() } else { plan::DeviceNode::defaults() };
         Ok(ContainerPlan {
-            new_pid: sandbox.namespaces.pid == NamespaceMode::Container,
-            pod_pid: sandbox.namespaces.pid != NamespaceMode::Node,
+            pid: pid_namespace(sandbox.namespaces.pid, security),
             rootfs: RootfsPlan {
                 lowerdirs: record.lowerdirs.clone(),
                 upper: dir.join("upper"),
@@ -361,6 +363,31 @@ impl Runtime {
             mounts: plan::mount_plan(security, &record.config.mounts, &shm, devices, &record.image_volumes)?,
             process: record.process_plan.clone(),
         })
+    }
+
+    /// First process of the container whose PID namespace this one joins; containerd's rules and words.
+    fn target(&self, record: &ContainerRecord) -> Result<Option<Arc<OwnedFd>>> {
+        let Some(id) = &record.config.security.target_id else { return Ok(None) };
+        let invalid = |why: String| {
+            CriError::FailedPrecondition(format!("invalid target container: container {id:?} {why}"))
+        };
+        let target = self.container(id).map_err(|_unknown| invalid("does not exist: not found".into()))?;
+        let (own, of) = (&record.sandbox_id, &target.sandbox.id);
+        if own != of {
+            return Err(invalid(format!("(sandbox {of}) does not belong to sandbox {own}")));
+        }
+        let state = match target.state() {
+            ContainerState::Running => None,
+            ContainerState::Created => Some("CONTAINER_CREATED"),
+            ContainerState::Exited => Some("CONTAINER_EXITED"),
+            ContainerState::Unknown => Some("CONTAINER_UNKNOWN"),
+        };
+        match (state, lock(&target.pidfd).clone()) {
+            (None, Some(pidfd)) => Ok(Some(pidfd)),
+            (state, _) => {
+                Err(invalid(format!("is not running - in state {}", state.unwrap_or("CONTAINER_EXITED"))))
+            }
+        }
     }
 
     /// Sends a birth to the spawner; with hostPID a podinit of its own comes with it, whose socket's name is given.
@@ -545,6 +572,16 @@ impl Runtime {
             .await
             .map_err(internal("reopening the log"))?;
         Ok(())
+    }
+}
+
+/// Where a container's processes are numbered. With hostPID there is nothing to join that it is not in already.
+pub(crate) fn pid_namespace(pod: NamespaceMode, security: &SecurityContext) -> PidNamespace {
+    match pod {
+        NamespaceMode::Node => PidNamespace::Node,
+        NamespaceMode::Pod => PidNamespace::Pod,
+        NamespaceMode::Container if security.target_id.is_some() => PidNamespace::Target,
+        NamespaceMode::Container => PidNamespace::Container,
     }
 }
 

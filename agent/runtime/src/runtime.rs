@@ -13,6 +13,8 @@ use tokio::sync::{broadcast, mpsc, oneshot, watch};
 
 use crate::cgroup::Tree;
 use crate::config::Config;
+use crate::container::pid_namespace;
+use crate::plan::PidNamespace;
 use crate::podinit::{Notice, Notices, Podinit};
 use crate::spawner::Spawner;
 use crate::state::{self, ContainerRecord, SandboxPhase, SandboxRecord};
@@ -287,6 +289,7 @@ impl Runtime {
             }
         }
         *lock(&container.pidfd) = None;
+        self.end_leftovers(container);
         if let Err(err) = self.save_container(container) {
             tracing::error!(container = container.id, %err, "exit could not be recorded");
         }
@@ -295,6 +298,23 @@ impl Runtime {
             sandbox_id: container.sandbox.id.clone(),
             container_id: container.id.clone(),
             pod_uid: container.sandbox.uid(),
+        });
+    }
+
+    /// Processes that a container left behind end with its first process by the kernel's doing where that was PID 1; in a
+    /// PID namespace with others, as with containerd, by ours.
+    fn end_leftovers(&self, container: &Container) {
+        let pod = lock(&container.sandbox.record).config.namespaces.pid;
+        let pid = pid_namespace(pod, &lock(&container.record).config.security);
+        if pid == PidNamespace::Container {
+            return;
+        }
+        let Some(runtime) = self.this.upgrade() else { return };
+        let (id, cgroup) = (container.id.clone(), container.cgroup());
+        tokio::spawn(async move {
+            if let Err(err) = runtime.cgroups.kill(&cgroup).await {
+                tracing::warn!(container = id, %err, "processes that a container left behind");
+            }
         });
     }
 

@@ -4,25 +4,10 @@
 
 mod common;
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use common::*;
 use keelson_cri::*;
-use keelson_runtime::Runtime;
-
-/// Kills one process for good.
-fn kill(pid: u32) {
-    let pid = rustix::process::Pid::from_raw(pid.try_into().unwrap()).unwrap();
-    rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
-}
-
-/// Ends a runtime as kill -9 ends an agent: its spawner goes too, nothing is told to anybody.
-async fn kill_agent(runtime: Arc<Runtime>) {
-    kill(runtime.spawner_pid().unwrap());
-    drop(runtime);
-    tokio::time::sleep(Duration::from_millis(20)).await;
-}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_new_agent_adopts_everything() {

@@ -7,13 +7,17 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{Container, Pod};
-use keelson_cri::{ContainerConfig, Image, Mount, MountPropagation, PodSandboxStatus};
+use keelson_cri::{
+    ContainerConfig, Image, Mount, MountPropagation, NamespaceMode, PodSandboxStatus, SecurityContext,
+};
 
 use super::actions::{HASH_ANNOTATION, container_hash};
 use super::context::Context;
 use super::hosts::{host_name, hosts_file};
+use super::observed::ObservedPod;
 use super::podext::PodExt;
 use super::resources::container_resources;
+use super::sandbox::pid_mode;
 use super::security::security_context;
 use super::start::pod_grace;
 use super::stop::GRACE_ANNOTATION;
@@ -46,6 +50,8 @@ pub struct ConfigInput<'a> {
     pub objects: &'a ObjectView,
     /// Tokens.
     pub tokens: &'a PodTokens,
+    /// What the runtime has of the pod.
+    pub observed: &'a ObservedPod,
 }
 
 /// Labels that every sandbox and container carries.
@@ -64,7 +70,9 @@ pub async fn container_config(
     input: &ConfigInput<'_>,
 ) -> Result<(ContainerConfig, Vec<String>), String> {
     let (pod, container) = (input.pod, input.container);
+    let target_id = target_id(pod, container, input.observed)?;
     let security = security_context(pod, container, input.image, &ctx.config.root_dir.join("seccomp"))?;
+    let security = SecurityContext { target_id, ..security };
     let ready = tokio::time::timeout(SERVICES_WAIT, ctx.services.wait_until_ready()).await;
     if !matches!(ready, Ok(Ok(()))) {
         return Err("services have not yet been read at least once, cannot construct envvars".into());
@@ -124,6 +132,16 @@ pub async fn container_config(
         envs: env.variables,
     };
     Ok((config, env.skipped))
+}
+
+/// The container whose PID namespace an ephemeral one joins (`targetContainerName`). As with upstream it must be known in
+/// any case, and says no more than that in a pod whose containers share one PID namespace.
+fn target_id(pod: &Pod, container: &Container, observed: &ObservedPod) -> Result<Option<String>, String> {
+    let ephemeral = pod.ephemeral_containers().iter().find(|e| e.name == container.name);
+    let target = ephemeral.and_then(|e| e.target_container_name.as_deref()).filter(|name| !name.is_empty());
+    let Some(name) = target else { return Ok(None) };
+    let found = observed.container(name).ok_or_else(|| format!("unable to find target container {name}"))?;
+    Ok((pid_mode(pod) == NamespaceMode::Container).then(|| found.id.clone()))
 }
 
 fn annotations(pod: &Pod, container: &Container, attempt: u32) -> BTreeMap<String, String> {

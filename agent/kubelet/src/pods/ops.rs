@@ -95,21 +95,16 @@ pub struct StartJob {
     pub objects: PodObjects,
     /// Tokens.
     pub tokens: Arc<PodTokens>,
+    /// What the runtime has of the pod.
+    pub observed: Arc<ObservedPod>,
 }
 
 /// Starts a container.
 pub async fn start(job: StartJob) -> Done {
     let name = job.container.name.clone();
-    let target = job.pod.ephemeral_containers().iter().find(|e| e.name == name);
-    let target = target.and_then(|e| e.target_container_name.as_deref()).filter(|t| !t.is_empty());
-    let shares = target.map(|t| {
-        format!("targetContainerName {t:?}: sharing one container's process namespace is not supported by this node")
-    });
     // Ephemeral containers arrive after the pod was admitted.
-    let unsupported = || {
-        super::admission::unsupported_in_container(&job.container, job.ctx.config.selinux).map(|v| v.message)
-    };
-    if let Some(message) = shares.or_else(unsupported) {
+    let unsupported = super::admission::unsupported_in_container(&job.container, job.ctx.config.selinux);
+    if let Some(message) = unsupported.map(|v| v.message) {
         let text = format!("Error: {message}");
         job.ctx.events.container(&job.pod, job.kind, &name, EventType::Warning, "Failed", text);
         return Done::Started(name, Err(StartError::new("CreateContainerConfigError", message)));
@@ -123,6 +118,7 @@ pub async fn start(job: StartJob) -> Done {
         sandbox: &job.sandbox,
         objects: &objects,
         tokens: &job.tokens,
+        observed: &job.observed,
     };
     let result = start_container(&job.ctx, &input).await;
     Done::Started(name, result)

@@ -25,11 +25,6 @@ pub fn sandbox_config(ctx: &Context, pod: &Pod, attempt: u32) -> Result<PodSandb
     let spec = PodExt::spec(pod);
     let hostname = host_name(pod, &ctx.config.cluster_domain)?.hostname;
     let mode = |host: bool| if host { NamespaceMode::Node } else { NamespaceMode::Pod };
-    let pid = match (spec.host_pid == Some(true), spec.share_process_namespace == Some(true)) {
-        (true, _) => NamespaceMode::Node,
-        (false, true) => NamespaceMode::Pod,
-        (false, false) => NamespaceMode::Container,
-    };
     let mut labels = pod.metadata.labels.clone().unwrap_or_default();
     labels.extend(identity_labels(pod));
     let security = spec.security_context.as_ref();
@@ -51,13 +46,23 @@ pub fn sandbox_config(ctx: &Context, pod: &Pod, attempt: u32) -> Result<PodSandb
         resources: LinuxResources { pids_limit: ctx.config.pod_pids_limit, ..pod_resources(pod) },
         namespaces: NamespaceOptions {
             network: mode(pod.host_network()),
-            pid,
+            pid: pid_mode(pod),
             ipc: mode(spec.host_ipc == Some(true)),
             user_namespace: None,
         },
         sysctls: sysctls.map(|s| (s.name.clone(), s.value.clone())).collect(),
         fs_group: security.and_then(|s| s.fs_group).and_then(|g| u32::try_from(g).ok()),
     })
+}
+
+/// Whose PID namespace the pod's containers are in.
+pub fn pid_mode(pod: &Pod) -> NamespaceMode {
+    let spec = PodExt::spec(pod);
+    match (spec.host_pid == Some(true), spec.share_process_namespace == Some(true)) {
+        (true, _) => NamespaceMode::Node,
+        (false, true) => NamespaceMode::Pod,
+        (false, false) => NamespaceMode::Container,
+    }
 }
 
 fn port_mappings(pod: &Pod) -> Result<Vec<PortMapping>, String> {

@@ -53,6 +53,7 @@ pub fn security_context(
         no_new_privs: own.allow_privilege_escalation == Some(false),
         seccomp: seccomp(own.seccomp_profile.or(shared.seccomp_profile).as_ref(), privileged, seccomp_root)?,
         unmasked_proc: own.proc_mount.as_deref() == Some("Unmasked"),
+        target_id: None,
     })
 }
 

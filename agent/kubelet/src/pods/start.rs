@@ -11,6 +11,7 @@ use keelson_cri::phase::phase;
 use super::container_config::{ConfigInput, container_config};
 use super::context::Context;
 use super::hooks::run_hook;
+use super::observed::ObservedPod;
 use super::podext::{ContainerKind, PodExt};
 use super::pull::PullFor;
 use super::stop::{StopInput, stop_container};
@@ -55,6 +56,8 @@ pub struct StartInput<'a> {
     pub objects: &'a ObjectView,
     /// Tokens.
     pub tokens: &'a PodTokens,
+    /// What the runtime has of the pod.
+    pub observed: &'a ObservedPod,
 }
 
 /// Starts it; gives the container id. Events are recorded on the way.
@@ -85,6 +88,7 @@ pub async fn start_container(ctx: &Context, input: &StartInput<'_>) -> Result<St
         sandbox: input.sandbox,
         objects: input.objects,
         tokens: input.tokens,
+        observed: input.observed,
     };
     let (config, skipped) = container_config(ctx, &config_input)
         .await

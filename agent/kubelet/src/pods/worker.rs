@@ -838,6 +838,7 @@ impl Worker {
             sandbox,
             objects: self.objects.clone(),
             tokens: self.tokens.clone(),
+            observed: self.observed.clone(),
         };
         self.spawn(Op::Start(name), ops::start(job));
     }

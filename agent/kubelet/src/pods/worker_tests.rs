@@ -358,6 +358,34 @@ async fn image_pull_back_off() {
     assert_eq!(b.api.deletes().len(), 1);
 }
 
+/// The one container of the pod, and one to look at it.
+fn targeting(image: &str, share: bool) -> serde_json::Value {
+    json!({
+        "shareProcessNamespace": share,
+        "containers": [{"name": "a", "image": image}],
+        "ephemeralContainers": [{"name": "looker", "image": "i:1", "targetContainerName": "a"}],
+    })
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_ephemeral_container_has_a_target() {
+    for (share, want) in [(false, Some("a-0")), (true, None)] {
+        let b = bench(targeting("i:1", share)).await;
+        // Ephemeral containers come first, so that at the first attempt there is nothing to look at yet.
+        b.wait(20).await;
+        assert_eq!(b.runtime.config("looker-0").security.target_id.as_deref(), want);
+        let events = b.api.events();
+        assert!(events.iter().any(|e| e == "Failed: Error: unable to find target container a"), "{events:?}");
+    }
+    let b = bench(targeting("missing:1", false)).await;
+    b.wait(1).await;
+    let status = b.api.pod().status.unwrap().ephemeral_container_statuses.unwrap();
+    let waiting = status[0].state.clone().unwrap().waiting.unwrap();
+    let text = "unable to find target container a";
+    assert_eq!(waiting.reason.as_deref(), Some("CreateContainerConfigError"));
+    assert_eq!(waiting.message.as_deref(), Some(text));
+}
+
 #[tokio::test(start_paused = true)]
 async fn image_volumes() {
     let b = bench(json!({

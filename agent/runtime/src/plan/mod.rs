@@ -72,13 +72,24 @@ pub struct ProcessPlan {
     pub nofile: (u64, u64),
 }
 
+/// PID namespace that a container's first process is born in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum PidNamespace {
+    /// The node's: hostPID.
+    Node,
+    /// The pod's, podinit's.
+    Pod,
+    /// Its own, below the pod's.
+    Container,
+    /// Another container's.
+    Target,
+}
+
 /// A container.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ContainerPlan {
-    /// Own PID namespace below the pod's.
-    pub new_pid: bool,
-    /// The pod has a PID namespace of its own, podinit's.
-    pub pod_pid: bool,
+    /// PID namespace.
+    pub pid: PidNamespace,
     /// Root.
     pub rootfs: RootfsPlan,
     /// Everything mounted below it.

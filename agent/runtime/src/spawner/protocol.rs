@@ -15,10 +15,11 @@ pub const MAX_PACKET: usize = 16 * 1024;
 pub enum Request {
     /// Descriptors: sync, podinit's cgroup, podinit's binary, podinit's listener.
     Sandbox(SandboxPlan),
-    /// Descriptors: sync, the container's cgroup, podinit's pidfd; without a tty stdin, stdout, stderr; without a pod
-    /// PID namespace podinit's cgroup, binary and a listener for a podinit of its own.
+    /// Descriptors: sync, the container's cgroup, podinit's pidfd; for the PID namespace of a target its pidfd; without a
+    /// tty stdin, stdout, stderr; without a pod PID namespace podinit's cgroup, binary and a listener for a podinit of its
+    /// own.
     Container(ContainerPlan),
-    /// Descriptors: sync, the container's cgroup, podinit's pidfd, the container's pidfd; the rest as above.
+    /// Descriptors: sync, the container's cgroup, podinit's pidfd, the container's pidfd; from the streams on as above.
     Exec(ExecPlan),
     /// A TCP socket of a pod's network namespace. Descriptors: sync, podinit's pidfd. `v6` is the family.
     Socket { v6: bool },

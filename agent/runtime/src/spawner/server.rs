@@ -9,6 +9,7 @@ use rustix::thread::{ThreadNameSpaceType, move_into_thread_name_spaces};
 
 use super::protocol::{ChildMessage, Failure, MAX_PACKET, Reply, Request, SOCKET};
 use super::{container, sandbox};
+use crate::plan::PidNamespace;
 use crate::sys::{self, Born, CloneFlags};
 
 /// Serves until the agent is gone.
@@ -92,12 +93,18 @@ fn birth(request: &Request, fds: &[OwnedFd], own: &OwnedFd) -> io::Result<(i32, 
             }
         }
         Request::Container(plan) => {
-            let stdio =
-                if plan.process.tty { &[] } else { fds.get(3..6).ok_or(io::ErrorKind::InvalidInput)? };
-            let supervisor = Supervisor::new(plan.pod_pid, &fds[3 + stdio.len()..])?;
             let (sync, cgroup, podinit) = (fd(0)?, fd(1)?, fd(2)?);
-            let flags = CloneFlags { pid: plan.new_pid, mount: true, ..CloneFlags::default() };
-            let enter = if plan.pod_pid { vec![podinit] } else { Vec::new() };
+            let enter = match plan.pid {
+                PidNamespace::Node => Vec::new(),
+                PidNamespace::Pod | PidNamespace::Container => vec![podinit],
+                PidNamespace::Target => vec![podinit, fd(3)?],
+            };
+            let streams = if plan.pid == PidNamespace::Target { 4 } else { 3 };
+            let stdio = if plan.process.tty { 0 } else { 3 };
+            let stdio = fds.get(streams..streams + stdio).ok_or(io::ErrorKind::InvalidInput)?;
+            let supervisor = Supervisor::new(!enter.is_empty(), &fds[streams + stdio.len()..])?;
+            let new_pid = plan.pid == PidNamespace::Container;
+            let flags = CloneFlags { pid: new_pid, mount: true, ..CloneFlags::default() };
             below_podinit(&enter, own, supervisor, cgroup, flags, || {
                 give_up(sync, container::become_container(plan, sync, podinit, stdio))
             })
@@ -147,8 +154,8 @@ impl<'a> Supervisor<'a> {
 }
 
 /// Gives birth below podinit: an intermediate in the pod's PID namespace clones the child and exits, so that podinit
-/// inherits it. `enter` are processes whose PID namespaces to enter, outermost first: the pod's, then for an exec the
-/// container's. The intermediate is born in the first and the child in the last; a process whose parent lives outside
+/// inherits it. `enter` are processes whose PID namespaces to enter, outermost first: the pod's, then that of the
+/// container which an exec or a debugger is for. The intermediate is born in the first and the child in the last; a process whose parent lives outside
 /// the pod's namespace would never be podinit's to reap, and one whose parent lives in the container's would be left
 /// to the container's first process.
 fn below_podinit(

@@ -356,3 +356,16 @@ pub async fn exec(runtime: &Runtime, id: &str, command: &[&str]) -> Result<(i32,
 pub fn now() -> SystemTime {
     SystemTime::now()
 }
+
+/// Kills one process for good.
+pub fn kill(pid: u32) {
+    let pid = rustix::process::Pid::from_raw(pid.try_into().unwrap()).unwrap();
+    rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+}
+
+/// Ends a runtime as kill -9 ends an agent: its spawner goes too, nothing is told to anybody.
+pub async fn kill_agent(runtime: Arc<Runtime>) {
+    kill(runtime.spawner_pid().unwrap());
+    drop(runtime);
+    tokio::time::sleep(Duration::from_millis(20)).await;
+}
