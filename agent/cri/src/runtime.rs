@@ -470,7 +470,9 @@ pub trait RuntimeService: Send + Sync {
     async fn container_usage(&self, container_id: &str) -> Result<ResourceUsage>;
     /// Events from now on. A receiver that lags must list again.
     fn events(&self) -> broadcast::Receiver<ContainerEvent>;
-    /// Whether sandboxes can be made now; the text is the Node's `NetworkUnavailable`/`Ready` message when not.
+    /// cgroup controllers that this machine lacks, as in the status; it asks nobody, so it takes no time.
+    fn missing_controllers(&self) -> Vec<String>;
+    /// Whether sandboxes can be made now, which network plugins may be long in answering; the text is the Node's `NetworkUnavailable`/`Ready` message when not.
     async fn status(&self) -> RuntimeStatus;
 }
 

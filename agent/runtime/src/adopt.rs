@@ -25,10 +25,7 @@ impl Runtime {
             }
             match state::load::<SandboxRecord>(&path) {
                 Ok(record) if record.phase == SandboxPhase::Creating => {
-                    let id = record.id.clone();
-                    if let Err(err) = self.undo_sandbox(record).await {
-                        tracing::warn!(sandbox = id, %err, "clearing a half-made sandbox");
-                    }
+                    self.undo_sandbox(Sandbox::new(record)).await;
                 }
                 Ok(record) => {
                     let sandbox = Sandbox::new(record);

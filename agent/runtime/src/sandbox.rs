@@ -132,8 +132,7 @@ impl Runtime {
                 Ok(status)
             }
             Err(err) => {
-                self.tear_down(&sandbox).await?;
-                self.forget(&sandbox)?;
+                self.undo_sandbox(sandbox).await;
                 Err(err)
             }
         }
@@ -306,11 +305,17 @@ impl Runtime {
         remove_found(std::fs::remove_file(&path)).map_err(internal(path.display()))
     }
 
-    /// A sandbox that a dead agent left half made.
-    pub(crate) async fn undo_sandbox(&self, record: SandboxRecord) -> Result<()> {
-        let sandbox = Sandbox::new(record);
-        self.tear_down(&sandbox).await?;
-        self.forget(&sandbox)
+    /// Ends a sandbox that is half made. What can't be undone now, as when a network plugin hangs, is kept as a dead
+    /// sandbox, for whoever looks after the pod to stop: nothing is forgotten before it is gone.
+    pub(crate) async fn undo_sandbox(&self, sandbox: Arc<Sandbox>) {
+        let undone = self.tear_down(&sandbox).await.and_then(|()| self.forget(&sandbox));
+        let Err(err) = undone else { return };
+        tracing::warn!(sandbox = sandbox.id, %err, "a half-made sandbox can't be undone yet");
+        lock(&sandbox.record).phase = SandboxPhase::Dead;
+        if let Err(err) = self.save_sandbox(&sandbox) {
+            tracing::warn!(sandbox = sandbox.id, %err, "its record stays as it was");
+        }
+        lock(&self.sandboxes).insert(sandbox.id.clone(), sandbox);
     }
 }
 

@@ -105,6 +105,10 @@ impl RuntimeService for Runtime {
         self.events.subscribe()
     }
 
+    fn missing_controllers(&self) -> Vec<String> {
+        self.cgroups.missing()
+    }
+
     async fn status(&self) -> RuntimeStatus {
         let runtime = if self.config.cgroup_root.join("cgroup.procs").exists() {
             Ok(())
@@ -114,7 +118,7 @@ impl RuntimeService for Runtime {
         RuntimeStatus {
             runtime,
             network: self.network.status().await,
-            missing_controllers: self.cgroups.missing(),
+            missing_controllers: self.missing_controllers(),
         }
     }
 }

@@ -118,6 +118,37 @@ async fn failures_roll_back() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_cannot_be_undone_is_not_forgotten() {
+    use std::sync::atomic::Ordering::Relaxed;
+    let node = Node::new();
+    let runtime = node.runtime().await;
+    node.network.fail.store(true, Relaxed);
+    node.network.fail_teardown.store(true, Relaxed);
+    let err = runtime.run_pod_sandbox(sandbox_config(&node, "stay")).await.unwrap_err();
+    assert_eq!(err.to_string(), "no network today", "the first cause counts");
+    let left = runtime.list_pod_sandboxes().await.unwrap();
+    assert_eq!(left.iter().map(|s| s.state).collect::<Vec<_>>(), [PodSandboxState::NotReady]);
+    let id = left[0].id.clone();
+    assert_eq!(runtime.stop_pod_sandbox(&id).await.unwrap_err().to_string(), "it can't be undone");
+    // One that was being made when the agent died is no other case.
+    let record = node.dir.join("lib/sandboxes").join(format!("{id}.json"));
+    let creating =
+        std::fs::read_to_string(&record).unwrap().replace(r#""phase":"Dead""#, r#""phase":"Creating""#);
+    assert!(creating.contains("Creating"), "{creating}");
+    kill_agent(runtime).await;
+    std::fs::write(&record, creating).unwrap();
+    let runtime = node.runtime().await;
+    let status = runtime.pod_sandbox_status(&id).await.unwrap();
+    assert_eq!((status.state, status.metadata.name.as_str()), (PodSandboxState::NotReady, "stay"));
+    assert!(runtime.stop_pod_sandbox(&id).await.is_err());
+    node.network.fail_teardown.store(false, Relaxed);
+    runtime.stop_pod_sandbox(&id).await.unwrap();
+    runtime.remove_pod_sandbox(&id).await.unwrap();
+    node.assert_clean();
+    node.finish(runtime).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_image_volume_stays_when_the_agent_goes() {
     let node = Node::new();
     let folder = node.dir.join("content");

@@ -1,6 +1,7 @@
 //! [`PodNetwork`] over keelson-cni's driver.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 
 use keelson_cni::{Attachment, Bandwidth, Driver, DriverConfig, DriverError, Owner, PortMapping, Protocol};
 use keelson_cri::{CriError, PodNetwork, PodNetworkRequest, PodNetworkStatus, Result, chain};
@@ -32,7 +33,7 @@ impl CniNetwork {
 impl PodNetwork for CniNetwork {
     async fn setup(&self, request: &PodNetworkRequest) -> Result<PodNetworkStatus> {
         let attached = self.driver.add(&attachment(request)?).await.map_err(internal)?;
-        Ok(PodNetworkStatus { ips: attached.ips })
+        Ok(PodNetworkStatus { ips: first_of_each_family(attached.ips) })
     }
 
     async fn teardown(&self, request: &PodNetworkRequest) -> Result<()> {
@@ -58,6 +59,17 @@ impl PodNetwork for CniNetwork {
     async fn status(&self) -> std::result::Result<(), String> {
         self.driver.status().await.map_err(|error| chain(&error))
     }
+}
+
+/// A pod has no more than one address of each family; what else a network gives its interface is known to nobody.
+fn first_of_each_family(mut ips: Vec<IpAddr>) -> Vec<IpAddr> {
+    let (mut v4, mut v6) = (0, 0);
+    ips.retain(|ip| {
+        let seen = if ip.is_ipv4() { &mut v4 } else { &mut v6 };
+        *seen += 1;
+        *seen == 1
+    });
+    ips
 }
 
 fn internal(error: DriverError) -> CriError {
@@ -136,6 +148,16 @@ mod tests {
         check_bandwidth(&[(INGRESS, "1Ki"), (EGRESS, "1000")], Some((1024, 1000)));
         check_bandwidth(&[(INGRESS, "1")], None);
         check_bandwidth(&[(EGRESS, "fast")], None);
+    }
+
+    #[test]
+    fn one_address_of_each_family() {
+        let ips = |text: &str| text.split_whitespace().map(|ip| ip.parse().unwrap()).collect::<Vec<IpAddr>>();
+        let check = |given: &str, kept: &str| assert_eq!(first_of_each_family(ips(given)), ips(kept));
+        check("", "");
+        check("10.0.0.1", "10.0.0.1");
+        check("fd00::1 10.0.0.1", "fd00::1 10.0.0.1");
+        check("10.0.0.1 10.0.0.2 fd00::1 10.0.0.3 fd00::2", "10.0.0.1 fd00::1");
     }
 
     #[test]

@@ -17,6 +17,8 @@ use crate::types::report::ErrorReport;
 
 /// The longest output that is read from a plugin, in bytes. One that writes more breaks the protocol.
 const MAX_OUTPUT: u64 = 1 << 20;
+/// What is kept of its standard error, in bytes. That is for people, and how much there is of it is no error.
+const MAX_LOG: u64 = 64 << 10;
 
 /// One call of one plugin.
 #[derive(Debug)]
@@ -79,8 +81,7 @@ pub(super) async fn program(path: &Path, call: Call) -> Result<Option<Value>> {
         }
     };
     let talk = async {
-        let (_, out, err, status) =
-            tokio::join!(write, read_limited(stdout), read_limited(stderr), child.wait());
+        let (_, out, err, status) = tokio::join!(write, read_output(stdout), read_log(stderr), child.wait());
         (out, err, status)
     };
     let Ok((out, err, status)) = tokio::time::timeout(call.timeout, talk).await else {
@@ -121,7 +122,7 @@ pub(super) async fn program(path: &Path, call: Call) -> Result<Option<Value>> {
         .map_err(|e| broke(format!("unreadable output {:?}: {e}", excerpt(&out))))
 }
 
-async fn read_limited(stream: Option<impl AsyncRead + Unpin>) -> Vec<u8> {
+async fn read_output(stream: Option<impl AsyncRead + Unpin>) -> Vec<u8> {
     let mut bytes = Vec::new();
     if let Some(stream) = stream {
         // One byte over the limit is enough to see that it was passed. What comes then meets a closed pipe.
@@ -130,7 +131,18 @@ async fn read_limited(stream: Option<impl AsyncRead + Unpin>) -> Vec<u8> {
     bytes
 }
 
-fn excerpt(bytes: &[u8]) -> String {
+async fn read_log(stream: Option<impl AsyncRead + Unpin>) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    if let Some(mut stream) = stream {
+        let _ = (&mut stream).take(MAX_LOG).read_to_end(&mut bytes).await;
+        // Read on, so that it is not the length of its log that ends a plugin.
+        let _ = tokio::io::copy(&mut stream, &mut tokio::io::sink()).await;
+    }
+    bytes
+}
+
+/// The start of what a plugin wrote, for messages that end up in events.
+pub(super) fn excerpt(bytes: &[u8]) -> String {
     let cut = &bytes[..bytes.len().min(512)];
     String::from_utf8_lossy(cut).trim().to_owned()
 }

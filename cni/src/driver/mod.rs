@@ -6,7 +6,7 @@ mod execute;
 mod request;
 
 use std::collections::HashMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -174,13 +174,47 @@ pub enum DriverError {
         /// The limit.
         timeout: Duration,
     },
+    /// Every plugin was content, yet the pod can't be reached.
+    #[error("network {network:?} gives interface {ifname:?} {reason}")]
+    Unusable {
+        /// The network.
+        network: String,
+        /// The pod's interface.
+        ifname: String,
+        /// What it gives.
+        reason: String,
+    },
     /// Failures of several plugins in GC.
     #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
     Several(Vec<DriverError>),
 }
 
 fn describe(report: &ErrorReport) -> String {
-    if report.details.is_empty() { report.msg.clone() } else { format!("{}: {}", report.msg, report.details) }
+    let (msg, details) =
+        (execute::excerpt(report.msg.as_bytes()), execute::excerpt(report.details.as_bytes()));
+    if details.is_empty() { msg } else { format!("{msg}: {details}") }
+}
+
+/// Addresses of the pod's interface, in the chain's order. A network that gives none, or one that no pod can be reached
+/// at, has not attached it.
+fn pod_addresses(network: &NetworkConfig, attachment: &Attachment, result: &Value) -> Result<Vec<IpAddr>> {
+    let unusable = |reason: String| DriverError::Unusable {
+        network: network.name.clone(),
+        ifname: attachment.ifname.clone(),
+        reason,
+    };
+    let ips = AddResult::from_json(result)?.container_ips(&attachment.ifname);
+    let nobodys = |ip: &&IpAddr| {
+        ip.is_unspecified()
+            || ip.is_loopback()
+            || ip.is_multicast()
+            || **ip == IpAddr::V4(Ipv4Addr::BROADCAST)
+    };
+    match ips.iter().find(nobodys) {
+        Some(ip) => Err(unusable(format!("the address {ip}, which no pod can have"))),
+        None if ips.is_empty() => Err(unusable("no address".into())),
+        None => Ok(ips),
+    }
 }
 
 /// What ADD gave a pod.
@@ -232,16 +266,13 @@ impl Driver {
         let loaded = self.load()?;
         require_capabilities(&loaded.network, attachment)?;
         let outcome = self.run_add(&loaded.network, attachment).await;
-        let kept = match outcome {
-            Ok(result) => self
-                .cache
-                .put(&owner, &loaded.network, attachment, &result)
-                .map(|()| result)
-                .map_err(DriverError::from),
-            Err(error) => Err(error),
-        };
-        let result = match kept {
-            Ok(result) => result,
+        let kept = outcome.and_then(|result| {
+            let ips = pod_addresses(&loaded.network, attachment, &result)?;
+            self.cache.put(&owner, &loaded.network, attachment, &result)?;
+            Ok((AddResult::from_json(&result)?, ips))
+        });
+        let (result, ips) = match kept {
+            Ok(kept) => kept,
             Err(error) => {
                 if let Err(left) = self.run_del(&loaded.network, attachment, None).await {
                     tracing::warn!(container = attachment.container_id, error = %left, "clean-up after a failed ADD is incomplete");
@@ -249,8 +280,6 @@ impl Driver {
                 return Err(error);
             }
         };
-        let result = AddResult::from_json(&result)?;
-        let ips = result.container_ips(&attachment.ifname);
         Ok(Attached { network: loaded.network.name, ips, result })
     }
 

@@ -19,13 +19,22 @@ pub struct Desired {
     pub removed: bool,
 }
 
+/// Why there is no sandbox.
+#[derive(Debug)]
+pub struct NoSandbox {
+    /// Text for people.
+    pub error: String,
+    /// Sandboxes that the runtime has of the pod all the same, such as one that could not be undone.
+    pub left: Vec<String>,
+}
+
 /// A piece of work has ended.
 #[derive(Debug)]
 pub enum Done {
     /// Volumes were set up.
     Volumes(Outcome),
     /// A sandbox was made.
-    Sandbox(Result<PodSandboxStatus, String>),
+    Sandbox(Result<PodSandboxStatus, NoSandbox>),
     /// A container was started, or not.
     Started(String, Result<String, StartError>),
     /// A container was stopped.

@@ -32,6 +32,7 @@ struct State {
     /// How long a container takes to end after its stop signal.
     stubborn: HashMap<String, Duration>,
     refuse_sandbox: bool,
+    break_network: bool,
     /// Bytes of writable layers, by container id.
     written: HashMap<String, u64>,
     /// Bytes of memory in use, by container id.
@@ -73,6 +74,11 @@ impl FakeRuntime {
 
     pub fn refuse_sandboxes(&self, refuse: bool) {
         self.state.lock().refuse_sandbox = refuse;
+    }
+
+    /// Sandboxes can neither be made nor undone.
+    pub fn break_network(&self, broken: bool) {
+        self.state.lock().break_network = broken;
     }
 
     pub fn refuse_updates(&self, refuse: bool) {
@@ -148,6 +154,18 @@ impl RuntimeService for FakeRuntime {
             return Err(CriError::Internal("no network".into()));
         }
         let attempt = config.metadata.attempt;
+        if state.break_network {
+            state.sandboxes.push(PodSandboxStatus {
+                id: format!("sandbox-{attempt}"),
+                metadata: config.metadata,
+                state: PodSandboxState::NotReady,
+                created_at: self.clock.now(),
+                ips: Vec::new(),
+                labels: config.labels,
+                annotations: config.annotations,
+            });
+            return Err(CriError::Internal("network broken".into()));
+        }
         state.log.push(format!("sandbox {attempt}"));
         let status = PodSandboxStatus {
             id: format!("sandbox-{attempt}"),
@@ -164,6 +182,9 @@ impl RuntimeService for FakeRuntime {
 
     async fn stop_pod_sandbox(&self, id: &str) -> Result<()> {
         let mut state = self.state.lock();
+        if state.break_network {
+            return Err(CriError::Internal("network still broken".into()));
+        }
         if let Some(s) = state.sandboxes.iter_mut().find(|s| s.id == id && s.state == PodSandboxState::Ready)
         {
             s.state = PodSandboxState::NotReady;
@@ -300,6 +321,10 @@ impl RuntimeService for FakeRuntime {
 
     fn events(&self) -> broadcast::Receiver<ContainerEvent> {
         self.events.subscribe()
+    }
+
+    fn missing_controllers(&self) -> Vec<String> {
+        Vec::new()
     }
 
     async fn status(&self) -> RuntimeStatus {

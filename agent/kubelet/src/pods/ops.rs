@@ -11,7 +11,7 @@ use kube::api::{Api, DeleteParams, Preconditions};
 
 use super::actions::Kill;
 use super::context::Context;
-use super::event::Done;
+use super::event::{Done, NoSandbox};
 use super::local_storage;
 use super::observed::ObservedPod;
 use super::podext::{ContainerKind, PodExt};
@@ -74,7 +74,17 @@ pub async fn sandbox(
         let config = sandbox_config(&ctx, &pod, attempt)?;
         ctx.runtime.run_pod_sandbox(config).await.map_err(|e| e.to_string())
     };
-    Done::Sandbox(phase("sandbox", work).await)
+    match phase("sandbox", work).await {
+        Ok(status) => Done::Sandbox(Ok(status)),
+        Err(error) => {
+            let found = ctx.runtime.list_pod_sandboxes().await.unwrap_or_else(|error| {
+                tracing::warn!(%error, "sandboxes not listed");
+                Vec::new()
+            });
+            let own = found.into_iter().filter(|s| s.metadata.uid == PodExt::uid(&*pod));
+            Done::Sandbox(Err(NoSandbox { error, left: own.map(|s| s.id).collect() }))
+        }
+    }
 }
 
 /// One container to start.

@@ -22,7 +22,7 @@ use super::admission;
 use super::backoff::{Backoff, INITIAL, MAX};
 use super::context::Context;
 use super::decide::{Action, Decision, Op, Situation, Stage, everything_stopped, sync_decision};
-use super::event::{Desired, Done, PodEvent};
+use super::event::{Desired, Done, NoSandbox, PodEvent};
 use super::observed::ObservedPod;
 use super::podext::{ContainerKind, PodExt};
 use super::resize::allocate::{self, Pending};
@@ -368,12 +368,13 @@ impl Worker {
                 self.settle(op, result.is_ok());
                 match result {
                     Ok(sandbox) => self.sandboxes.push(sandbox.id),
-                    Err(error) => self.ctx.events.pod(
-                        &self.pod,
-                        EventType::Warning,
-                        "FailedCreatePodSandBox",
-                        format!("Failed to create pod sandbox: {error}"),
-                    ),
+                    Err(NoSandbox { error, left }) => {
+                        self.sandboxes.extend(left);
+                        self.sandboxes.sort();
+                        self.sandboxes.dedup();
+                        let text = format!("Failed to create pod sandbox: {error}");
+                        self.ctx.events.pod(&self.pod, EventType::Warning, "FailedCreatePodSandBox", text);
+                    }
                 }
             }
             Done::Started(name, Ok(_id)) => {
@@ -546,7 +547,7 @@ impl Worker {
             return;
         }
         self.keep_resources();
-        let missing = self.ctx.runtime.status().await.missing_controllers;
+        let missing = self.ctx.runtime.missing_controllers();
         if let Some(text) = super::start::unenforced(&self.pod, &missing) {
             self.ctx.events.pod(&self.pod, EventType::Warning, "LimitsNotEnforced", text);
         }

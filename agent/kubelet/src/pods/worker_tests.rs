@@ -485,6 +485,27 @@ async fn sandbox_failures_are_retried() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_a_failed_sandbox_left_is_stopped_before_the_next() {
+    let b = bench_with(pod_json(two()), |runtime| {
+        runtime.break_network(true);
+        Vec::new()
+    })
+    .await;
+    b.wait(60).await;
+    let events = b.api.events();
+    for wanted in ["network broken", "network still broken"] {
+        let wanted = format!("FailedCreatePodSandBox: Failed to create pod sandbox: {wanted}");
+        assert!(events.contains(&wanted), "{events:?}");
+    }
+    let sandboxes = keelson_cri::RuntimeService::list_pod_sandboxes(&*b.runtime).await.unwrap();
+    assert_eq!(sandboxes.len(), 1, "no second one while the first can't be undone");
+    b.runtime.break_network(false);
+    b.wait(600).await;
+    assert_eq!(b.phase(), "Running");
+    b.check_log(&["sandbox 1", "start a-0", "start b-0", "remove sandbox-0"]);
+}
+
+#[tokio::test(start_paused = true)]
 async fn deadline_exceeded() {
     let b = bench(json!({"activeDeadlineSeconds": 60, "containers": [{"name": "a", "image": "i:1"}]})).await;
     b.wait(59).await;

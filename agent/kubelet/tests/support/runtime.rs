@@ -175,6 +175,9 @@ impl RuntimeService for FakeRuntime {
     fn events(&self) -> broadcast::Receiver<ContainerEvent> {
         self.events.subscribe()
     }
+    fn missing_controllers(&self) -> Vec<String> {
+        Vec::new()
+    }
     async fn status(&self) -> RuntimeStatus {
         RuntimeStatus { runtime: Ok(()), network: Ok(()), missing_controllers: Vec::new() }
     }

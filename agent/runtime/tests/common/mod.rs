@@ -19,6 +19,7 @@ use tokio::io::AsyncReadExt;
 pub struct FakeNetwork {
     pub attached: Mutex<Vec<String>>,
     pub fail: std::sync::atomic::AtomicBool,
+    pub fail_teardown: std::sync::atomic::AtomicBool,
 }
 
 #[async_trait::async_trait]
@@ -32,6 +33,9 @@ impl PodNetwork for FakeNetwork {
         Ok(PodNetworkStatus { ips: vec!["10.244.0.9".parse().unwrap()] })
     }
     async fn teardown(&self, request: &PodNetworkRequest) -> Result<()> {
+        if self.fail_teardown.load(Ordering::Relaxed) {
+            return Err(CriError::Internal("it can't be undone".into()));
+        }
         self.attached.lock().unwrap().retain(|id| *id != request.sandbox_id);
         Ok(())
     }
