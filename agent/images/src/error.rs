@@ -51,6 +51,11 @@ impl ImageError {
         )
     }
 
+    /// Whether the disk has no room for it. What was unpacked so far then only makes that worse.
+    pub(crate) fn is_of_space(&self) -> bool {
+        matches!(self, Self::Io { source, .. } if source.kind() == std::io::ErrorKind::StorageFull)
+    }
+
     /// An [`ImageError::Io`] maker for `map_err`.
     pub(crate) fn io(action: &'static str, path: &std::path::Path) -> impl FnOnce(std::io::Error) -> Self {
         let path = path.to_owned();

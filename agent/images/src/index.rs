@@ -47,7 +47,7 @@ impl Record {
 }
 
 /// All images by id.
-#[derive(Debug, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub(crate) struct Index {
     images: BTreeMap<String, Record>,
 }

@@ -144,10 +144,15 @@ impl ImageStore {
         }
         imported.retain(|path, _| found.contains_key(path));
         for (path, state) in found {
-            if imported.insert(path.clone(), state) == Some(state) {
+            if imported.get(&path) == Some(&state) {
                 continue;
             }
-            match self.import(&path).await {
+            let result = self.import(&path).await;
+            // A full disk is no fault of the archive's: it is tried again.
+            if !result.as_ref().is_err_and(ImageError::is_of_space) {
+                imported.insert(path.clone(), state);
+            }
+            match result {
                 Ok(images) => {
                     for image in images {
                         tracing::info!(image = %image.id, names = ?image.repo_tags, "imported image");
@@ -180,8 +185,9 @@ impl ImageStore {
                 Ok(one) => size = size.saturating_add(one),
                 Err(error) => {
                     drop(pin);
-                    // Of an image that is not what it says nothing is kept; one that was cut off is asked for again.
-                    if error.is_of_content() {
+                    // Of an image that is not what it says nothing is kept, nor of one that there is no room for; one that
+                    // was cut off is asked for again.
+                    if error.is_of_content() || error.is_of_space() {
                         self.sweep(&*self.index.lock().await)?;
                     }
                     return Err(error);
@@ -190,11 +196,20 @@ impl ImageStore {
         }
         let id = Digest::of(&parts.config).as_str().to_owned();
         let mut index = self.index.lock().await;
-        let record = index.put(Record { id, layers, size, tags: parts.tags, digests: parts.digests, config });
-        index.save(&self.config.root.join("index.json"))?;
+        let mut changed = index.clone();
+        let record =
+            changed.put(Record { id, layers, size, tags: parts.tags, digests: parts.digests, config });
+        self.replace(&mut index, changed)?;
         drop(index);
         drop(pin);
         Ok(record)
+    }
+
+    /// Makes an index the one that counts: on disk first, so that what is known is what the next agent will know.
+    fn replace(&self, index: &mut Index, changed: Index) -> Result<(), ImageError> {
+        changed.save(&self.config.root.join("index.json"))?;
+        *index = changed;
+        Ok(())
     }
 
     fn pin(&self, layers: &[String]) -> Result<Pin, ImageError> {
@@ -258,6 +273,10 @@ impl ImageStore {
         let leases = self.config.root.join("leases");
         for entry in std::fs::read_dir(&leases).map_err(ImageError::io("read", &leases))?.flatten() {
             let path = entry.path();
+            // One that is being written, under the name that counts only when it is whole.
+            if is_partial(&path) {
+                continue;
+            }
             let Ok(bytes) = std::fs::read(&path) else { continue };
             let lease: Lease = serde_json::from_slice(&bytes).map_err(|e| ImageError::Malformed {
                 what: path.display().to_string(),
@@ -298,8 +317,7 @@ impl Drop for Pin {
 /// Removes the pins of an earlier process, and what it had half written.
 fn drop_pins(leases: &Path) -> Result<(), ImageError> {
     for entry in std::fs::read_dir(leases).map_err(ImageError::io("read", leases))?.flatten() {
-        let half = entry.path().extension().is_some_and(|extension| extension == "partial");
-        if half || entry.file_name().to_string_lossy().starts_with(PIN) {
+        if is_partial(&entry.path()) || entry.file_name().to_string_lossy().starts_with(PIN) {
             std::fs::remove_file(entry.path()).map_err(ImageError::io("remove", &entry.path()))?;
         }
     }
@@ -337,8 +355,16 @@ fn write_lease(path: &Path, lease: &Lease) -> Result<(), ImageError> {
     let bytes = serde_json::to_vec(lease)
         .map_err(|e| ImageError::Malformed { what: "lease".into(), reason: e.to_string() })?;
     let partial = path.with_extension("partial");
-    std::fs::write(&partial, bytes).map_err(ImageError::io("write", &partial))?;
-    std::fs::rename(&partial, path).map_err(ImageError::io("write", path))
+    let written = std::fs::write(&partial, bytes).and_then(|()| std::fs::rename(&partial, path));
+    if written.is_err() {
+        // Nobody would do it later.
+        let _ = std::fs::remove_file(&partial);
+    }
+    written.map_err(ImageError::io("write", path))
+}
+
+fn is_partial(path: &Path) -> bool {
+    path.extension().is_some_and(|extension| extension == "partial")
 }
 
 fn lease_name(container_id: &str) -> Result<&str, CriError> {
@@ -377,8 +403,9 @@ impl ImageService for ImageStore {
     async fn remove_image(&self, reference: &str) -> Result<(), CriError> {
         let mut index = self.index.lock().await;
         let Some(id) = index.find(reference)?.map(|record| record.id.clone()) else { return Ok(()) };
-        index.remove(&id);
-        index.save(&self.config.root.join("index.json"))?;
+        let mut changed = index.clone();
+        changed.remove(&id);
+        self.replace(&mut index, changed)?;
         self.sweep(&index)?;
         Ok(())
     }

@@ -144,7 +144,10 @@ impl Unpacker {
                 let allowed = limits.bytes.saturating_sub(self.written);
                 let mut file = std::fs::File::from(file);
                 let copied = std::io::copy(&mut (&mut entry).take(allowed.saturating_add(1)), &mut file)
-                    .map_err(ImageError::Read)?;
+                    .map_err(|error| match error.kind() {
+                        std::io::ErrorKind::StorageFull => ImageError::io("write", &path)(error),
+                        _ => ImageError::Read(error),
+                    })?;
                 if copied > allowed {
                     return Err(ImageError::TooLarge { limit: limits.bytes, unit: "bytes" });
                 }

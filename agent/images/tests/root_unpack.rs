@@ -277,6 +277,93 @@ async fn the_image_of_a_volume_is_kept_while_it_is_leased() {
     assert!(!hello.exists());
 }
 
+/// Runs a test with a folder on a filesystem of that many MiB, in a mount namespace of its own: of this thread and of
+/// those that it starts.
+fn on_small_disk<F: Future<Output = ()>>(mebibytes: u32, test: impl FnOnce(tempfile::TempDir) -> F) {
+    use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags, mount, mount_change, unmount};
+    let dir = tempfile::tempdir().unwrap();
+    // SAFETY: only this thread's view of mounts and its working folder change; descriptors stay as they are.
+    unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWNS) }.unwrap();
+    mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC).unwrap();
+    let size = std::ffi::CString::new(format!("size={mebibytes}m")).unwrap();
+    mount("small", dir.path(), "tmpfs", MountFlags::empty(), Some(size.as_c_str())).unwrap();
+    let path = dir.path().to_owned();
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    runtime.block_on(test(dir));
+    drop(runtime);
+    // Its folder is removed by now, or the test has failed.
+    let _ = unmount(&path, UnmountFlags::DETACH);
+}
+
+#[test]
+fn a_full_disk_leaves_nothing_half_done() {
+    on_small_disk(24, |dir| async move {
+        let config = config(&dir);
+        let names = |folder: &str| {
+            let mut names: Vec<_> = std::fs::read_dir(config.root.join(folder))
+                .unwrap()
+                .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+                .collect();
+            names.sort();
+            names
+        };
+        let elsewhere = tempfile::tempdir_in("/var/tmp").unwrap();
+        let archive = elsewhere.path().join("app.tar");
+        let store = ImageStore::open(config.clone()).await.unwrap();
+        docker_archive(&archive, &layer(&[Node::File("hello", "small")]));
+        let small = store.import(&archive).await.unwrap().remove(0).id;
+        let layers = names("layers");
+
+        // One layer fits, the next does not: neither stays.
+        let (fits, big) = ("x".repeat(1 << 20), "y".repeat(30 << 20));
+        let (fits, big) = (layer(&[Node::File("fits", &fits)]), layer(&[Node::File("big", &big)]));
+        let manifest = r#"[{"Config":"config.json","RepoTags":["example.test/big:v1"],"Layers":["a","b"]}]"#;
+        let mut tar = tar::Builder::new(std::fs::File::create(&archive).unwrap());
+        for (name, bytes) in [
+            ("a", fits.as_slice()),
+            ("b", big.as_slice()),
+            ("config.json", image_config(&[&fits, &big]).as_bytes()),
+            ("manifest.json", manifest.as_bytes()),
+        ] {
+            tar.append_data(&mut header(tar::EntryType::Regular, bytes.len()), name, bytes).unwrap();
+        }
+        tar.finish().unwrap();
+        let error = store.import(&archive).await.unwrap_err().to_string();
+        assert!(error.contains("No space left on device"), "{error}");
+        assert_eq!((names("layers"), names("tmp")), (layers.clone(), vec![]));
+        assert!(store.image_status("example.test/big:v1").await.unwrap().is_none());
+
+        // Not a byte is left: what is there can be looked at, and what can't be written down has not happened.
+        let ballast = dir.path().join("ballast");
+        let mut file = std::fs::File::create(&ballast).unwrap();
+        while file.write_all(&[1; 4096]).is_ok() {}
+        drop(file);
+        let error = store.lease(&[&small], "c").await.unwrap_err().to_string();
+        assert!(error.contains("No space left on device"), "{error}");
+        assert_eq!(names("leases"), Vec::<String>::new());
+        assert!(store.remove_image(&small).await.is_err());
+        assert_eq!(store.list_images().await.unwrap().len(), 1);
+        docker_archive(&archive, &layer(&[Node::File("hello", "other")]));
+        std::fs::hard_link(&archive, config.import.join("other.tar")).unwrap_err();
+        std::os::unix::fs::symlink(&archive, config.import.join("other.tar")).unwrap();
+        assert!(store.image_status("example.test/app:v2").await.unwrap().is_none());
+        assert_eq!((names("layers"), names("tmp")), (layers, vec![]));
+        drop(store);
+        // Nor is it a reason for the next agent not to start.
+        let store = ImageStore::open(config.clone()).await.unwrap();
+        assert_eq!(store.list_images().await.unwrap().len(), 1);
+
+        std::fs::remove_file(&ballast).unwrap();
+        // What could not be imported is tried again, though the archive is the same as before.
+        assert!(store.image_status("example.test/app:v2").await.unwrap().is_none());
+        assert_eq!(store.list_images().await.unwrap().len(), 2);
+        assert_eq!(store.lease(&[&small], "c").await.unwrap()[0].lowerdirs.len(), 1);
+        store.release("c").await.unwrap();
+        store.remove_image(&small).await.unwrap();
+        assert_eq!((names("layers").len(), names("leases")), (1, vec![]));
+    });
+}
+
 fn image_config(layers: &[&[u8]]) -> String {
     use sha2::Digest;
     let diff_ids = layers.iter().map(|layer| {

@@ -109,8 +109,10 @@ impl Ipam {
             return Err(Error::Exhausted { network: self.network.clone(), range: range.net().to_string() });
         };
         self.write(&ip.to_string(), &format!("{}\n{}\n", owner.container_id, owner.ifname), true)?;
-        // A lost pointer costs nothing but the order of reuse, so it isn't synced.
-        self.write(&pointer, &ip.to_string(), false)?;
+        // A lost pointer costs nothing but the order of reuse, so it isn't synced, and a full disk is no failure.
+        if let Err(error) = self.write(&pointer, &ip.to_string(), false) {
+            tracing::debug!(%error, "the last address given isn't remembered");
+        }
         Ok(ip)
     }
 
@@ -292,6 +294,16 @@ mod tests {
         assert_eq!(ipam.allocate(&owner(1)).unwrap()[0], "10.0.0.3".parse::<IpAddr>().unwrap());
         let freed = ipam.release_stale(&[owner(1)].into()).unwrap();
         assert_eq!(freed, ["10.0.0.2".parse::<IpAddr>().unwrap()]);
+    }
+
+    #[test]
+    fn a_pointer_that_cannot_be_written_is_no_failure() {
+        let dir = tempfile::tempdir().unwrap();
+        let ipam = open(dir.path());
+        fs::create_dir(dir.path().join("net/last_reserved_ip.4")).unwrap();
+        let given = ipam.allocate(&owner(1)).unwrap();
+        assert_eq!(ipam.held_by(&owner(1)).unwrap().len(), given.len());
+        assert_ne!(ipam.allocate(&owner(2)).unwrap()[0], given[0]);
     }
 
     #[test]
