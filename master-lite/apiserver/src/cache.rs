@@ -298,6 +298,8 @@ pub fn store_error(error: StoreError) -> StatusError {
         StoreError::Compacted { oldest } => {
             StatusError::expired(format!("too old resource version (oldest kept is {oldest})"))
         }
+        // As upstream passes on what a full etcd says. The store itself has logged it once.
+        full @ StoreError::NoSpace { .. } => StatusError::internal(full.to_string()),
         other => {
             tracing::error!(error = %other, "the store failed");
             StatusError::internal("the store failed")
@@ -317,5 +319,18 @@ impl ObjectReader for WatchCache {
 
     fn resource_version(&self, resource: &GroupResource) -> u64 {
         self.resource(resource).map_or(0, |cache| cache.revision())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn clients_are_told_of_a_full_disk() {
+        let status = store_error(StoreError::NoSpace { free: 1, reserve: 2 });
+        assert_eq!((status.code, &*status.reason), (500, "InternalError"));
+        let text = "Internal error occurred: no space left on the filesystem of the store: 1 bytes are free, 2 are kept back";
+        assert_eq!(status.message, text);
     }
 }

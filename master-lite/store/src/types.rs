@@ -265,6 +265,14 @@ pub enum StoreError {
     /// The store is shutting down.
     #[error("store is closed")]
     Closed,
+    /// The filesystem has too little room left for new values.
+    #[error("no space left on the filesystem of the store: {free} bytes are free, {reserve} are kept back")]
+    NoSpace {
+        /// Bytes that are free.
+        free: u64,
+        /// Bytes that must be.
+        reserve: u64,
+    },
     /// The engine failed. The transaction may or may not be found after a restart.
     #[error("{operation}")]
     Engine {

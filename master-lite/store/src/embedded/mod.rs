@@ -7,6 +7,7 @@
 //! History (every change with the value before it) is kept for [`Options::history`], in the same file, so that a
 //! watch can go on where it stopped also over a restart, and a paged list reads one revision.
 
+mod file;
 mod hub;
 mod read;
 mod tables;
@@ -26,11 +27,16 @@ use crate::{
     KeyRange, KeyValue, RangeRequest, RangeResponse, Result, Revision, Store, StoreError, Txn, TxnResponse,
     WatchBatch, WatchRequest, WatchStream,
 };
+use file::StoreFile;
 use hub::Hub;
 use writer::Command;
 
 /// Transactions that may wait for the writer before senders wait too.
 const QUEUE: usize = 1024;
+
+/// When a read is done again that the engine refused: a write may have failed, and its file be opened again just then.
+const READ_AGAIN: [Duration; 3] =
+    [Duration::from_millis(20), Duration::from_millis(100), Duration::from_millis(500)];
 
 /// How to open the engine.
 #[derive(Debug, Clone)]
@@ -41,18 +47,23 @@ pub struct Options {
     pub cache_bytes: usize,
     /// How long changes are remembered.
     pub history: Duration,
+    /// Bytes of the file's filesystem that are left free: nothing but deletes is written when there are fewer, and nothing
+    /// at all when there are fewer than a quarter of it. 0: the engine is left to find out, and has its file opened again
+    /// each time.
+    pub reserve: u64,
 }
 
 impl Options {
-    /// The defaults: 16 MiB of cache, five minutes of history (as upstream's etcd compaction interval).
+    /// The defaults: 16 MiB of cache, five minutes of history (as upstream's etcd compaction interval), 16 MiB left free.
     pub fn new(path: impl Into<PathBuf>) -> Self {
-        Self { path: path.into(), cache_bytes: 16 << 20, history: Duration::from_secs(300) }
+        let path = path.into();
+        Self { path, cache_bytes: 16 << 20, history: Duration::from_secs(300), reserve: 16 << 20 }
     }
 }
 
 /// What readers and the writer share.
 struct Shared {
-    database: Database,
+    file: StoreFile,
     hub: Hub,
     /// Newest durable revision.
     revision: AtomicU64,
@@ -69,7 +80,7 @@ impl EmbeddedStore {
     /// Opens or makes the file, recovering from a crash if there was one. Must be called inside a tokio runtime.
     pub async fn open(options: Options) -> Result<Self> {
         let history = options.history;
-        let shared = tokio::task::spawn_blocking(move || Shared::open(&options))
+        let shared = tokio::task::spawn_blocking(move || Shared::open(options))
             .await
             .map_err(StoreError::engine("open the store"))??;
         let shared = Arc::new(shared);
@@ -85,25 +96,37 @@ impl EmbeddedStore {
         answer.await.map_err(|_closed| StoreError::Closed)?
     }
 
+    /// Reads, and reads again what the engine refuses for a moment.
     async fn read<T: Send + 'static>(
         &self,
-        operation: impl FnOnce(&Shared) -> Result<T> + Send + 'static,
+        operation: impl Fn(&Database) -> Result<T> + Send + Sync + 'static,
+    ) -> Result<T> {
+        let operation = Arc::new(operation);
+        let mut pauses = READ_AGAIN.iter();
+        loop {
+            let operation = Arc::clone(&operation);
+            match (self.read_once(move |database| operation(database)).await, pauses.next()) {
+                (Err(StoreError::Engine { .. }), Some(pause)) => tokio::time::sleep(*pause).await,
+                (result, _) => return result,
+            }
+        }
+    }
+
+    async fn read_once<T: Send + 'static>(
+        &self,
+        operation: impl FnOnce(&Database) -> Result<T> + Send + 'static,
     ) -> Result<T> {
         let shared = Arc::clone(&self.shared);
-        tokio::task::spawn_blocking(move || operation(&shared))
+        tokio::task::spawn_blocking(move || operation(&*shared.file.database()?))
             .await
             .map_err(StoreError::engine("read the store"))?
     }
 }
 
 impl Shared {
-    fn open(options: &Options) -> Result<Self> {
-        let database = Database::builder()
-            .set_cache_size(options.cache_bytes)
-            .create(&options.path)
-            .map_err(StoreError::engine("open the store's file"))?;
-        let revision = tables::initialize(&database)?;
-        Ok(Self { database, hub: Hub::new(revision), revision: AtomicU64::new(revision) })
+    fn open(options: Options) -> Result<Self> {
+        let (file, revision) = StoreFile::open(options)?;
+        Ok(Self { file, hub: Hub::new(revision), revision: AtomicU64::new(revision) })
     }
 }
 
@@ -112,7 +135,7 @@ impl Store for EmbeddedStore {
     async fn get(&self, key: &str, revision: Option<Revision>) -> Result<Option<KeyValue>> {
         if revision.is_none() {
             let key = key.to_owned();
-            return self.read(move |shared| read::get(&shared.database, &key)).await;
+            return self.read(move |database| read::get(database, &key)).await;
         }
         let range = KeyRange { start: key.to_owned(), end: Some(format!("{key}\0")) };
         let found = self.range(RangeRequest { range, limit: 1, revision }).await?;
@@ -120,11 +143,11 @@ impl Store for EmbeddedStore {
     }
 
     async fn range(&self, request: RangeRequest) -> Result<RangeResponse> {
-        self.read(move |shared| read::range(&shared.database, &request)).await
+        self.read(move |database| read::range(database, &request)).await
     }
 
     async fn count(&self, range: KeyRange) -> Result<u64> {
-        self.read(move |shared| read::count(&shared.database, &range)).await
+        self.read(move |database| read::count(database, &range)).await
     }
 
     async fn txn(&self, txn: Txn) -> Result<TxnResponse> {
@@ -139,8 +162,7 @@ impl Store for EmbeddedStore {
             && start <= published
         {
             let range = request.range.clone();
-            let events =
-                self.read(move |shared| read::history(&shared.database, &range, start, published)).await?;
+            let events = self.read(move |database| read::history(database, &range, start, published)).await?;
             backlog.push_back(WatchBatch { revision: published, events });
         }
         Ok(WatchStream::new(backlog, live))
@@ -156,6 +178,6 @@ impl Store for EmbeddedStore {
 
     async fn snapshot(&self, path: &Path) -> Result<Revision> {
         let path = path.to_owned();
-        self.read(move |shared| read::snapshot(&shared.database, &path)).await
+        self.read_once(move |database| read::snapshot(database, &path)).await
     }
 }

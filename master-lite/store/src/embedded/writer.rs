@@ -34,7 +34,7 @@ pub(super) enum Command {
 pub(super) fn spawn(shared: Arc<Shared>, queue: mpsc::Receiver<Command>, history: Duration) -> Result<()> {
     std::thread::Builder::new()
         .name("store-writer".into())
-        .spawn(move || run(&shared, queue, history))
+        .spawn(move || run(Writer { shared, history, full: false, broken: None }, queue))
         .map(drop)
         .map_err(StoreError::engine("start the writer thread"))
 }
@@ -54,17 +54,17 @@ pub(super) fn spawn_ticker(commands: mpsc::WeakSender<Command>) {
     });
 }
 
-fn run(shared: &Shared, mut queue: mpsc::Receiver<Command>, history: Duration) {
+fn run(mut writer: Writer, mut queue: mpsc::Receiver<Command>) {
     let mut group = Vec::with_capacity(GROUP);
     while queue.blocking_recv_many(&mut group, GROUP) > 0 {
-        commit_group(shared, std::mem::take(&mut group), history);
+        writer.commit_group(std::mem::take(&mut group));
     }
 }
 
 /// An answer that is due once the commit is durable.
 enum Pending {
     Txn(oneshot::Sender<Result<TxnResponse>>, Result<TxnResponse>),
-    Compact(oneshot::Sender<Result<()>>),
+    Compact(oneshot::Sender<Result<()>>, Result<()>),
 }
 
 impl Pending {
@@ -72,7 +72,7 @@ impl Pending {
     fn answer(self) {
         match self {
             Self::Txn(reply, result) => drop(reply.send(result)),
-            Self::Compact(reply) => drop(reply.send(Ok(()))),
+            Self::Compact(reply, result) => drop(reply.send(result)),
         }
     }
 
@@ -80,45 +80,118 @@ impl Pending {
         let error = || StoreError::Engine { operation: WRITE, source: error.into() };
         match self {
             Self::Txn(reply, _) => drop(reply.send(Err(error()))),
-            Self::Compact(reply) => drop(reply.send(Err(error()))),
+            Self::Compact(reply, _) => drop(reply.send(Err(error()))),
         }
     }
 }
 
-fn commit_group(shared: &Shared, group: Vec<Command>, history: Duration) {
-    let mut pending = Vec::with_capacity(group.len());
-    let mut events = Vec::new();
-    let before = shared.revision.load(Ordering::Acquire);
-    let outcome = apply_group(shared, group, history, before, &mut pending, &mut events);
-    match outcome {
-        Ok(revision) => {
-            shared.revision.store(revision, Ordering::Release);
-            if revision > before {
-                shared.hub.publish(revision, &events);
-            }
-            pending.into_iter().for_each(Pending::answer);
-        }
-        Err(error) => {
-            let text = format!(
-                "{error}: {}",
-                std::error::Error::source(&error).map_or(String::new(), |s| s.to_string())
-            );
-            tracing::error!(error = %text, "commit failed");
-            pending.into_iter().for_each(|p| p.fail(&text));
-        }
-    }
-}
-
-fn apply_group(
-    shared: &Shared,
-    group: Vec<Command>,
+/// What the thread knows.
+struct Writer {
+    shared: Arc<Shared>,
     history: Duration,
-    mut revision: Revision,
-    pending: &mut Vec<Pending>,
-    events: &mut Vec<Arc<Event>>,
-) -> Result<Revision> {
-    // Replies are collected before anything can fail, so that a failure reaches every sender.
+    /// New values are being refused for want of space.
+    full: bool,
+    /// Set when the engine has met an error: its file must be opened again.
+    broken: Option<Unsettled>,
+}
+
+/// A commit that failed. It may be found in the file all the same.
+struct Unsettled {
+    revision: Revision,
+    events: Vec<Arc<Event>>,
+}
+
+impl Writer {
+    fn commit_group(&mut self, group: Vec<Command>) {
+        let (work, mut pending) = sort_out(group);
+        let Err(error) = self.try_commit(work, &mut pending) else {
+            pending.into_iter().for_each(Pending::answer);
+            return;
+        };
+        let source = std::error::Error::source(&error).map_or(String::new(), |s| s.to_string());
+        let text = format!("{error}: {source}");
+        tracing::error!(error = %text, "commit failed");
+        // Before anybody is told: until then the engine answers no reads either.
+        if let Err(error) = self.mend() {
+            tracing::error!(%error, "the store's file can't be opened again yet");
+        }
+        pending.into_iter().for_each(|p| p.fail(&text));
+    }
+
+    fn try_commit(&mut self, mut work: Vec<Work>, pending: &mut [Pending]) -> Result<()> {
+        self.mend()?;
+        self.refuse_without_room(&mut work, pending);
+        let mut revision = self.shared.revision.load(Ordering::Acquire);
+        let mut events = Vec::new();
+        let applied = apply_group(&self.shared, work, self.history, &mut revision, pending, &mut events);
+        match applied {
+            Ok(()) => self.publish(revision, &events),
+            Err(_) => self.broken = Some(Unsettled { revision, events }),
+        }
+        applied
+    }
+
+    fn publish(&self, revision: Revision, events: &[Arc<Event>]) {
+        if self.shared.revision.swap(revision, Ordering::AcqRel) < revision {
+            self.shared.hub.publish(revision, events);
+        }
+    }
+
+    /// Opens the file again after an error. Whoever waited for the commit that failed was told so; if it is there, watchers
+    /// learn of it all the same.
+    fn mend(&mut self) -> Result<()> {
+        if self.broken.is_none() {
+            return Ok(());
+        }
+        let found = self.shared.file.reopen()?;
+        tracing::warn!(revision = found, "the store's file was opened again");
+        if let Some(failed) = self.broken.take().filter(|failed| failed.revision == found) {
+            self.publish(failed.revision, &failed.events);
+        }
+        Ok(())
+    }
+
+    /// Takes out of a group what the filesystem may have no room for, so that the engine never finds it full.
+    fn refuse_without_room(&mut self, work: &mut Vec<Work>, pending: &mut [Pending]) {
+        let room = self.shared.file.room();
+        let mut bytes = 0_u64;
+        work.retain(|item| {
+            let (slot, fits) = match item {
+                Work::Txn(txn, slot) => {
+                    let values = txn.ops.iter().filter_map(|op| match op {
+                        Op::Put { value, .. } => Some(value.len() as u64),
+                        Op::Delete { .. } => None,
+                    });
+                    let deletes = values.clone().next().is_none();
+                    bytes = values.fold(bytes, u64::saturating_add);
+                    (Some(*slot), if deletes { room.for_deletes() } else { room.for_values(bytes) })
+                }
+                Work::Compact(_, slot) => (Some(*slot), room.for_deletes()),
+                Work::Tick => (None, room.for_deletes()),
+            };
+            match slot.and_then(|slot| pending.get_mut(slot)).filter(|_| !fits) {
+                Some(Pending::Txn(_, result)) => *result = Err(room.error()),
+                Some(Pending::Compact(_, result)) => *result = Err(room.error()),
+                None => {}
+            }
+            fits
+        });
+        let full = !room.for_values(0);
+        if full != self.full {
+            self.full = full;
+            if full {
+                tracing::error!(error = %room.error(), "writes are refused");
+            } else {
+                tracing::info!(free = room.free, "there is room again: writes are accepted");
+            }
+        }
+    }
+}
+
+/// The work of a group, and where its answers go: collected before anything can fail, so that a failure reaches every sender.
+fn sort_out(group: Vec<Command>) -> (Vec<Work>, Vec<Pending>) {
     let mut work = Vec::with_capacity(group.len());
+    let mut pending = Vec::with_capacity(group.len());
     for command in group {
         match command {
             Command::Txn { txn, reply } => {
@@ -126,27 +199,41 @@ fn apply_group(
                 pending.push(Pending::Txn(reply, Err(StoreError::Closed)));
             }
             Command::Compact { revision, reply } => {
-                work.push(Work::Compact(revision));
-                pending.push(Pending::Compact(reply));
+                work.push(Work::Compact(revision, pending.len()));
+                pending.push(Pending::Compact(reply, Ok(())));
             }
             Command::Tick => work.push(Work::Tick),
         }
     }
-    let tx = shared.database.begin_write().map_err(StoreError::engine(WRITE))?;
+    (work, pending)
+}
+
+/// Applies a group in one transaction of the engine and commits it durably. `revision` and `events` say what it comes to,
+/// whether it succeeds or not.
+fn apply_group(
+    shared: &Shared,
+    work: Vec<Work>,
+    history: Duration,
+    revision: &mut Revision,
+    pending: &mut [Pending],
+    events: &mut Vec<Arc<Event>>,
+) -> Result<()> {
+    let database = shared.file.database()?;
+    let tx = database.begin_write().map_err(StoreError::engine(WRITE))?;
     let mut dirty = false;
     {
         let mut batch = Batch::open(&tx)?;
         for item in work {
             match item {
                 Work::Txn(txn, slot) => {
-                    let answer = batch.txn(txn, &mut revision, events)?;
+                    let answer = batch.txn(txn, revision, events)?;
                     if let Some(Pending::Txn(_, result)) = pending.get_mut(slot) {
                         *result = answer;
                     }
                 }
-                Work::Compact(upto) => dirty |= batch.forget(upto, u64::MAX, usize::MAX)?,
+                Work::Compact(upto, _) => dirty |= batch.forget(upto, u64::MAX, usize::MAX)?,
                 Work::Tick => {
-                    batch.expire(&mut revision, events)?;
+                    batch.expire(revision, events)?;
                     let horizon = now_ms().saturating_sub(duration_ms(history));
                     dirty |= batch.forget(u64::MAX, horizon, CLEAN)?;
                 }
@@ -154,7 +241,7 @@ fn apply_group(
         }
         dirty |= !events.is_empty();
         if dirty {
-            batch.meta.insert(REVISION, revision).map_err(StoreError::engine(WRITE))?;
+            batch.meta.insert(REVISION, *revision).map_err(StoreError::engine(WRITE))?;
         }
     }
     if dirty {
@@ -163,12 +250,13 @@ fn apply_group(
         // Nothing changed: no fsync for failed comparisons and idle ticks.
         tx.abort().map_err(StoreError::engine(WRITE))?;
     }
-    Ok(revision)
+    Ok(())
 }
 
+/// A command, with the place of its answer.
 enum Work {
     Txn(Txn, usize),
-    Compact(Revision),
+    Compact(Revision, usize),
     Tick,
 }
 
