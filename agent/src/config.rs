@@ -9,7 +9,7 @@ use keelson_cni::{DriverConfig, Mode};
 use keelson_images::{ImageStoreConfig, Limits, RegistryConfig};
 use keelson_kubelet::certs::JoinOptions;
 use keelson_kubelet::node::{NodeConfig, Thresholds, parse_duration, parse_labels, parse_taints};
-use keelson_kubelet::pods::PodManagerConfig;
+use keelson_kubelet::pods::{LogPolicy, PodManagerConfig};
 use keelson_kubelet::server::ServerConfig;
 use serde_json::json;
 
@@ -99,6 +99,7 @@ impl Config {
                 cluster_dns: flags.cluster_dns.clone(),
                 cluster_domain: flags.cluster_domain.clone(),
                 resolv_conf: flags.resolv_conf.clone(),
+                logs: LogPolicy::new(&flags.container_log_max_size, flags.container_log_max_files)?,
                 pod_pids_limit: (flags.pod_max_pids > 0).then_some(flags.pod_max_pids),
                 ..PodManagerConfig::new(name.clone(), Vec::new())
             },
@@ -231,6 +232,8 @@ fn configz(flags: &Flags) -> serde_json::Value {
         "cgroupsPerQOS": true,
         "maxPods": flags.max_pods,
         "podPidsLimit": flags.pod_max_pids,
+        "containerLogMaxSize": flags.container_log_max_size,
+        "containerLogMaxFiles": flags.container_log_max_files,
         "resolvConf": flags.resolv_conf,
         "failSwapOn": false,
     })
@@ -287,6 +290,10 @@ mod tests {
         check(&["--eviction-hard=nodefs.available<5%"], true);
         check(&["--eviction-hard=nodefs"], false);
         check(&["--hostname-override=a_b"], false);
+        check(&["--container-log-max-size=1Gi", "--container-log-max-files=2"], true);
+        check(&["--container-log-max-size=-1"], true);
+        check(&["--container-log-max-size=big"], false);
+        check(&["--container-log-max-files=1"], false);
     }
 
     #[test]

@@ -62,6 +62,12 @@ pub struct Flags {
     /// Thresholds at which the node reports pressure, such as memory.available<100Mi,nodefs.available<10%
     #[arg(long)]
     pub eviction_hard: Option<String>,
+    /// Size at which a container's log file is set aside for a new one; negative: never
+    #[arg(long, default_value = "10Mi", allow_hyphen_values = true)]
+    pub container_log_max_size: String,
+    /// Most files of a container's log
+    #[arg(long, default_value_t = 5)]
+    pub container_log_max_files: i32,
     /// Addresses of the cluster's DNS service, answered on this node
     #[arg(long, value_delimiter = ',', default_value = "10.96.0.10")]
     pub cluster_dns: Vec<IpAddr>,

@@ -8,6 +8,7 @@ pub mod certs;
 pub mod clock;
 pub mod env;
 pub mod events;
+mod log_files;
 pub mod node;
 pub mod objects;
 pub mod pods;

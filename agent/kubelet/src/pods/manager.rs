@@ -14,6 +14,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::context::Context;
+use super::log_rotation::{self, LogPolicy};
 use super::pull::Puller;
 use super::qos_tree;
 use super::resize::allocate::Allocations;
@@ -60,6 +61,8 @@ pub struct PodManagerConfig {
     pub pod_pids_limit: Option<i64>,
     /// Whether the kernel has SELinux enabled.
     pub selinux: bool,
+    /// What a container's log may take of the disk.
+    pub logs: LogPolicy,
 }
 
 impl PodManagerConfig {
@@ -82,6 +85,7 @@ impl PodManagerConfig {
             pid_capacity: None,
             pod_pids_limit: None,
             selinux: false,
+            logs: LogPolicy::default(),
         }
     }
 }
@@ -171,6 +175,12 @@ impl PodManager {
             sink.run(shutdown.clone()),
             services,
             qos_tree::keep(self.ctx.clone(), self.table.clone(), shutdown.clone()),
+            log_rotation::keep(
+                self.ctx.runtime.clone(),
+                self.ctx.config.logs,
+                self.ctx.clock,
+                shutdown.clone()
+            ),
             source::follow_pods(self.ctx.clone(), self.table.clone(), shutdown.clone()),
         );
     }

@@ -19,6 +19,7 @@ mod gc;
 mod hooks;
 pub mod hosts;
 pub mod local_storage;
+mod log_rotation;
 mod manager;
 mod observed;
 mod ops;
@@ -42,6 +43,7 @@ mod worker;
 #[cfg(test)]
 mod worker_tests;
 
+pub use log_rotation::{LogPolicy, LogPolicyError};
 pub use manager::{PodManager, PodManagerConfig, PodManagerParts};
 pub use observed::ObservedPod;
 pub use source::follow_services;

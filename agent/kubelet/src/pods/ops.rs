@@ -21,6 +21,7 @@ use super::start::{StartError, StartInput, start_container};
 use super::stop::{StopInput, stop_container, stop_pod};
 use crate::env::fieldref::Addresses;
 use crate::events::EventType;
+use crate::log_files;
 use crate::objects::PodObjects;
 use crate::status::writer;
 use crate::volumes::setup::{Outcome, VolumeContext, remove_dir, set_up, tear_down};
@@ -224,8 +225,10 @@ pub async fn measure(ctx: Arc<Context>, pod: Arc<Pod>, observed: Arc<ObservedPod
 /// Removes the record of a dead container, with its log and its last words.
 pub async fn remove_container(ctx: Arc<Context>, id: String) -> Done {
     if let Ok(status) = ctx.runtime.container_status(&id).await {
-        // Gone already is as good.
-        let _ = tokio::fs::remove_file(&status.log_path).await;
+        for file in log_files::useless(&status.log_path).into_iter().chain(log_files::all(&status.log_path)) {
+            // Gone already is as good.
+            let _ = tokio::fs::remove_file(file).await;
+        }
     }
     if let Err(error) = ctx.runtime.remove_container(&id).await {
         tracing::warn!(%error, container = id, "dead container not removed");

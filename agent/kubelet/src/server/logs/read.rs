@@ -14,9 +14,10 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use super::entry::{Entry, Source};
-use super::files::{self, LineReader};
+use super::files::LineReader;
 use super::watch::DirWatch;
 use super::{DirWatcher, LogOptions, follow};
+use crate::log_files;
 
 /// Bytes that are gathered before they are sent, while there is more at hand.
 const CHUNK: usize = 64 * 1024;
@@ -90,7 +91,7 @@ struct Reader {
 
 impl Reader {
     async fn run(&mut self, watch: Option<DirWatch>, ended: impl Future<Output = ()>) -> Result<(), Stop> {
-        let files = files::all(&self.path);
+        let files = log_files::all(&self.path);
         let mut window = match self.options.tail_lines {
             Some(lines) => self.tail(&files, lines).await?,
             None => Window::default(),
@@ -232,7 +233,8 @@ impl Reader {
             return None;
         }
         let since = superseded.get_or_insert_with(Instant::now);
-        (current.size() > 0 || over || since.elapsed() >= LOOK).then(|| files::successor(&self.path, inode))
+        (current.size() > 0 || over || since.elapsed() >= LOOK)
+            .then(|| log_files::successor(&self.path, inode))
     }
 }
 
