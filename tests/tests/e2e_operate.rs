@@ -191,6 +191,9 @@ fn debugging(cluster: &TestCluster) -> Result<()> {
         "--image-pull-policy=IfNotPresent",
         "-c",
         "looker",
+        "--target=app",
+        // CAP_SYS_PTRACE: the target runs as another user.
+        "--profile=general",
         "--",
         "sh",
         "-c",
@@ -206,7 +209,15 @@ fn debugging(cluster: &TestCluster) -> Result<()> {
         ensure!(logs.contains("looking"), "{logs}");
         Ok(())
     })?;
-    assert!(k(&["exec", pod, "-c", "looker", "--", "ps", "-o", "args"])?.contains("sleep 600"));
+    let shown = k(&["exec", pod, "-c", "looker", "--", "ps", "-o", "pid,args"])?;
+    assert!(shown.contains("sleep 600"), "{shown}");
+    let first = shown.lines().find(|line| line.trim_start().starts_with("1 "));
+    assert!(
+        first.is_some_and(|line| line.contains("testapp")),
+        "the target's first process is the first: {shown}"
+    );
+    let root = k(&["exec", pod, "-c", "looker", "--", "ls", "/proc/1/root/"])?;
+    assert!(root.contains("testapp"), "the target's files: {root}");
     let described = k(&["describe", "pod", pod])?;
     assert!(described.contains("Ephemeral Containers:") && described.contains("looker"), "{described}");
     assert_eq!(k(&["get", "pod", pod, "-o", "jsonpath={.status.containerStatuses[0].containerID}"])?, before);

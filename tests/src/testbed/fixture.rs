@@ -25,6 +25,17 @@ impl TestCluster {
 
     /// As [`TestCluster::up`], with arguments for each agent.
     pub fn up_with(name: &str, nodes: usize, images: &[&str], agent_args: &[&str]) -> Result<Self> {
+        Self::up_prepared(name, nodes, images, agent_args, |_| Ok(()))
+    }
+
+    /// As [`TestCluster::up_with`], with work on the hosts before any daemon runs.
+    pub fn up_prepared(
+        name: &str,
+        nodes: usize,
+        images: &[&str],
+        agent_args: &[&str],
+        prepare: impl FnOnce(&Cluster) -> Result<()>,
+    ) -> Result<Self> {
         // What an interrupted run left.
         if let Some(old) = Cluster::find(name)? {
             old.destroy()?;
@@ -34,6 +45,7 @@ impl TestCluster {
         let kubectl = Kubectl::new(&cluster.kubeconfig())?;
         let mut test = Self { cluster: Some(cluster), kubectl };
         test.preload_images(images)?;
+        prepare(&test)?;
         test.start_master()?;
         for n in 1..=nodes {
             test.start_agent(n)?;
