@@ -172,7 +172,8 @@ impl Process {
         }
     }
 
-    /// Whole lines go out in one write. What the disk refuses is counted, and a torn line is closed by the next write.
+    /// Whole lines go out in one write. What the disk refuses is counted, and half a line is taken back, so that nobody takes
+    /// it for a whole one; should that fail too, the next write closes it.
     fn write_log(&mut self, lines: &mut Vec<u8>) {
         let Some(log) = self.log.as_ref().filter(|_| !lines.is_empty()) else { return };
         if self.torn {
@@ -189,9 +190,10 @@ impl Process {
         }
         let lost = rest.iter().filter(|&&b| b == b'\n').count();
         self.state.lost_lines = self.state.lost_lines.saturating_add(u32::try_from(lost).unwrap_or(u32::MAX));
-        if rest.len() < lines.len() {
-            let written = lines.len() - rest.len();
-            self.torn = lines[written - 1] != b'\n';
+        let written = &lines[..lines.len() - rest.len()];
+        if !written.is_empty() {
+            let half = written.iter().rev().take_while(|byte| **byte != b'\n').count();
+            self.torn = half > 0 && sys::shorten(log, half).is_err();
         }
     }
 

@@ -111,6 +111,20 @@ pub fn write(fd: &impl AsRawFd, buf: &[u8]) -> io::Result<usize> {
     check_len(unsafe { libc::write(fd.as_raw_fd(), buf.as_ptr().cast(), buf.len()) })
 }
 
+/// Takes the last bytes of a file away.
+pub fn shorten(fd: &impl AsRawFd, by: usize) -> io::Result<()> {
+    // SAFETY: stat is plain data for which zero is valid; the kernel fills it in.
+    let size = unsafe {
+        let mut stat: libc::stat = std::mem::zeroed();
+        check(libc::fstat(fd.as_raw_fd(), &raw mut stat))?;
+        stat.st_size
+    };
+    let left = libc::off_t::try_from(by).ok().and_then(|by| size.checked_sub(by)).filter(|left| *left >= 0);
+    let left = left.ok_or(io::ErrorKind::InvalidInput)?;
+    // SAFETY: integers only.
+    check(unsafe { libc::ftruncate(fd.as_raw_fd(), left) }).map(drop)
+}
+
 /// Sends one packet without blocking and without SIGPIPE.
 pub fn send(fd: &impl AsRawFd, buf: &[u8]) -> io::Result<usize> {
     let flags = libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT;

@@ -123,6 +123,30 @@ async fn attach_and_log_rotation() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_full_disk_holds_up_no_container() {
+    use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
+    let node = Node::new();
+    let logs = node.dir.join("logs");
+    std::fs::create_dir(&logs).unwrap();
+    mount("small", &logs, "tmpfs", MountFlags::empty(), Some(c"size=1m")).unwrap();
+    let runtime = node.runtime().await;
+    let sandbox = runtime.run_pod_sandbox(sandbox_config(&node, "full")).await.unwrap();
+    // Four times what there is room for, in lines of many lengths.
+    let text = "n=0; while [ $n -lt 50000 ]; do echo line $n of many; n=$((n+1)); done; exit 4";
+    let (status, lines) = run(&runtime, &sandbox.id, script("a", text)).await;
+    assert_eq!(status.exit_code, Some(4));
+    assert!(lines.len() > 5000 && lines.len() < 50000, "{}", lines.len());
+    // Whole lines up to where there was no more room.
+    let mut expected = (0..50_000).map(|n| format!("line {n} of many"));
+    assert!(lines.iter().all(|line| expected.any(|next| next == *line)), "a torn line, or out of order");
+    std::fs::remove_file(&status.log_path).unwrap();
+    let (_, lines) = run(&runtime, &sandbox.id, script("b", "echo room again")).await;
+    assert_eq!(lines, ["room again"]);
+    unmount(&logs, UnmountFlags::DETACH).unwrap();
+    node.finish(runtime).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn port_forward_reaches_the_pods_loopback() {
     let node = Node::new();
     let runtime = node.runtime().await;
