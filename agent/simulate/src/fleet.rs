@@ -7,7 +7,7 @@ use ipnet::IpNet;
 use k8s_openapi::api::core::v1::{Node, NodeSpec, Service};
 use keelson_cri::{ImageService, RuntimeService};
 use keelson_kubelet::node::{MachineInfo, NodeConfig, NodeManager, Thresholds};
-use keelson_kubelet::pods::{PodManager, PodManagerConfig, PodManagerParts, follow_services};
+use keelson_kubelet::pods::{LogPolicy, PodManager, PodManagerConfig, PodManagerParts, follow_services};
 use keelson_kubelet::probes::Reach;
 use kube::Api;
 use kube::config::{KubeConfigOptions, Kubeconfig};
@@ -79,6 +79,8 @@ impl Kind {
             allocatable: node.allocatable(),
             extended_resources: node.extended_resources(),
             memory_capacity: self.config.memory,
+            // There are none.
+            logs: LogPolicy::unbounded(),
             ..PodManagerConfig::new(name, vec![self.config.address])
         }
     }

@@ -332,13 +332,17 @@ impl RuntimeService for SimulatedRuntime {
         self.events.subscribe()
     }
 
+    fn missing_controllers(&self) -> Vec<String> {
+        Vec::new()
+    }
+
     async fn status(&self) -> RuntimeStatus {
         let network = if self.state.lock().ranges.is_empty() {
             Err("the node has no pod range yet".to_owned())
         } else {
             Ok(())
         };
-        RuntimeStatus { runtime: Ok(()), network, missing_controllers: Vec::new() }
+        RuntimeStatus { runtime: Ok(()), network, missing_controllers: self.missing_controllers() }
     }
 }
 

@@ -58,6 +58,11 @@ pub enum LogPolicyError {
 }
 
 impl LogPolicy {
+    /// No log is ever set aside.
+    pub fn unbounded() -> Self {
+        Self { max_size: None, ..Self::default() }
+    }
+
     /// kubelet's `containerLogMaxSize`, where a negative one means without end, and `containerLogMaxFiles`.
     pub fn new(max_size: &str, max_files: i32) -> Result<Self, LogPolicyError> {
         let size = || LogPolicyError::Size(max_size.to_owned());
