@@ -7,6 +7,8 @@
 //! - `testapp hold HOST:PORT --seconds N`: one connection that sends a request every 100 ms; fails if it is cut.
 //! - `testapp count --per-second N --seconds S`: prints numbered lines.
 //! - `testapp udp-serve`/`udp-client HOST:PORT`: the same over UDP.
+//! - `testapp sockets HOST:PORT HOST:PORT`: asks a TCP and a UDP server over each kind of socket that can reach an IPv4
+//!   address, and fails where one does not see as its peer what it asked.
 //! - `testapp resolve NAME [--seconds N]`: looks a name up again and again; prints `ok=… failed=… slowest_ms=…`.
 //! - `testapp once NAME DIR [--seconds N] [--code C]`: says in DIR that it started, and if it runs twice; ends with C.
 
@@ -48,7 +50,8 @@ fn main() -> ExitCode {
         },
         Some(&"udp-serve") => udp_serve(option("--port", 8081) as u16),
         Some(&"udp-client") if words.len() > 1 => udp_client(words[1]),
-        _ => Err("usage: testapp serve|client|hold|count|resolve|once|udp-serve|udp-client …".into()),
+        Some(&"sockets") if words.len() > 2 => sockets(words[1], words[2]),
+        _ => Err("usage: testapp serve|client|hold|count|resolve|once|udp-serve|udp-client|sockets …".into()),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -267,16 +270,48 @@ fn udp_serve(port: u16) -> Res {
 }
 
 fn udp_client(target: &str) -> Res {
-    let socket = UdpSocket::bind("0.0.0.0:0")?;
+    println!("{}", udp_ask("0.0.0.0:0", resolve(target)?, false)?);
+    Ok(())
+}
+
+/// Asks over UDP, with an address for each datagram or with one for the socket.
+fn udp_ask(local: &str, peer: SocketAddr, connected: bool) -> Result<String, Box<dyn std::error::Error>> {
+    let socket = UdpSocket::bind(local)?;
     socket.set_read_timeout(Some(Duration::from_secs(3)))?;
-    let peer = resolve(target)?;
-    // Unconnected on purpose: the answer's source must be the address that was asked.
-    socket.send_to(b"hello", peer)?;
     let mut buffer = [0; 1500];
-    let (read, from) = socket.recv_from(&mut buffer)?;
-    if from != peer {
-        return Err(format!("asked {peer}, answered by {from}").into());
+    let (read, from) = if connected {
+        socket.connect(peer)?;
+        socket.send(b"hello")?;
+        (socket.recv(&mut buffer)?, socket.peer_addr()?)
+    } else {
+        // The answer's source must be the address that was asked.
+        socket.send_to(b"hello", peer)?;
+        socket.recv_from(&mut buffer)?
+    };
+    same_peer(peer, from)?;
+    Ok(String::from_utf8_lossy(&buffer[..read]).into_owned())
+}
+
+fn same_peer(asked: SocketAddr, seen: SocketAddr) -> Res {
+    if asked == seen { Ok(()) } else { Err(format!("asked {asked}, answered by {seen}").into()) }
+}
+
+fn sockets(tcp: &str, udp: &str) -> Res {
+    let (tcp, udp) = (resolve(tcp)?, resolve(udp)?);
+    for mapped in [false, true] {
+        // As a program has it that knows sockets of AF_INET6 only.
+        let address = |peer: SocketAddr| match peer {
+            SocketAddr::V4(v4) if mapped => (v4.ip().to_ipv6_mapped(), v4.port()).into(),
+            peer => peer,
+        };
+        let mut stream = TcpStream::connect_timeout(&address(tcp), Duration::from_secs(5))?;
+        stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+        same_peer(address(tcp), stream.peer_addr()?)?;
+        request(&mut stream, true)?;
+        for connected in [false, true] {
+            udp_ask(if mapped { "[::]:0" } else { "0.0.0.0:0" }, address(udp), connected)?;
+        }
     }
-    println!("{}", String::from_utf8_lossy(&buffer[..read]));
+    println!("ok");
     Ok(())
 }

@@ -5,9 +5,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 
-use super::{Kernel, Vm};
+use super::{BOOTS, Kernel, Nic, StaleBreakpoint, Vm};
 use crate::kubectl::Kubectl;
 use crate::{images, paths};
 
@@ -89,14 +89,49 @@ pub struct GuestTests<'a> {
 impl GuestTests<'_> {
     /// Boots a guest and runs them there, one after another.
     pub fn run(&self) -> Result<()> {
+        self.run_with(|vm| vm)
+    }
+
+    /// Boots two guests on one wire and runs the tests of each there, all at once. The wire is `eth0` in both. A guest has
+    /// one CPU: a machine that emulates both is no larger than that, and each would wait for its own other one.
+    pub fn run_joined(left: &GuestTests<'_>, right: &GuestTests<'_>) -> Result<()> {
+        for _ in 1..BOOTS {
+            match Self::run_joined_once(left, right) {
+                Err(error) if error.is::<StaleBreakpoint>() => eprintln!("{error:#}"),
+                result => return result,
+            }
+        }
+        Self::run_joined_once(left, right)
+    }
+
+    fn run_joined_once(left: &GuestTests<'_>, right: &GuestTests<'_>) -> Result<()> {
+        let sockets = tempfile::tempdir()?;
+        let at = |name: &str| sockets.path().join(name);
+        let joined = |vm: Vm, here: &str, there: &str, number| {
+            vm.cpus(1).nic(Nic { here: at(here), there: at(there), number })
+        };
+        let (one, two) = std::thread::scope(|scope| {
+            let one = scope.spawn(|| left.run_with(|vm| joined(vm, "left", "right", 1)));
+            let two = right.run_with(|vm| joined(vm, "right", "left", 2));
+            (one.join(), two)
+        });
+        let one = one.unwrap_or_else(|_panic| Err(anyhow!("the thread of the first guest panicked")));
+        // Where one died of the emulator the other has failed for want of it.
+        match (one, two) {
+            (Err(error), _) | (_, Err(error)) if error.is::<StaleBreakpoint>() => Err(error),
+            (Err(one), Err(two)) => Err(one.context(format!("and the other guest: {two:#}"))),
+            (one, two) => one.and(two),
+        }
+    }
+
+    fn run_with(&self, change: impl FnOnce(Vm) -> Vm) -> Result<()> {
         let parent = paths::target().join("vm");
         fs::create_dir_all(&parent)?;
         let staged = tempfile::Builder::new().prefix("stage-").tempdir_in(&parent)?;
         stage(staged.path(), self.images)?;
         put(&std::env::current_exe()?, &staged.path().join("tests"))?;
-        let outcome = vm(self.kernel, staged.path())
-            .memory_mib(self.memory_mib)
-            .run(&["./tests", "--ignored", "--test-threads=1", self.prefix], self.limit)?;
+        let outcome = change(vm(self.kernel, staged.path()).memory_mib(self.memory_mib))
+            .run(&["./tests", "--ignored", "--nocapture", "--test-threads=1", self.prefix], self.limit)?;
         let log = outcome.log()?;
         let status = outcome.status;
         // A name that no test begins with would pass.
