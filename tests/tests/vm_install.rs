@@ -88,10 +88,9 @@ fn install_and_upgrade() -> Result<()> {
         let state = unit_state(unit)?;
         ensure!(state == ("inactive".into(), "disabled".into()), "{unit} after the installation: {state:?}");
     }
-    fs::create_dir_all("/var/lib/keelson/import")?;
-    fs::copy("/job/image.tar", "/var/lib/keelson/import/image.tar")?;
     stage("enable --now", || run("systemctl", &["enable", "--now", UNITS[0], UNITS[1]]))?;
     stage("Ready", wait_ready)?;
+    stage("import an image", || run("keelson-agent", &["image", "import", "/job/image.tar"]))?;
     let kubectl = kubectl()?;
     let pod = stage("a pod answers through its Service", || {
         // Until the namespace has its service account. Validation would fetch a large document.
