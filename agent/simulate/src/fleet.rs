@@ -6,6 +6,7 @@ use std::sync::Arc;
 use ipnet::IpNet;
 use k8s_openapi::api::core::v1::{Node, NodeSpec, Service};
 use keelson_cri::{ImageService, RuntimeService};
+use keelson_kubelet::certs::Transport;
 use keelson_kubelet::node::{MachineInfo, NodeConfig, NodeManager, Thresholds};
 use keelson_kubelet::pods::{LogPolicy, PodManager, PodManagerConfig, PodManagerParts, follow_services};
 use keelson_kubelet::probes::Reach;
@@ -17,7 +18,6 @@ use tokio_util::sync::CancellationToken;
 
 use crate::Error;
 use crate::config::Config;
-use crate::connections::{Connection, NODES};
 use crate::images::EveryImage;
 use crate::mounter::NoMounts;
 use crate::runtime::SimulatedRuntime;
@@ -102,19 +102,24 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Erro
     let kind = Kind { config, files };
 
     let mut tasks = JoinSet::new();
-    let mut connection = Connection::new(&api)?;
+    let transport = Transport::new(&api)?;
     let (services, writer) = reflector::store();
-    tasks.spawn(follow_services(connection.client()?, writer, shutdown.clone()));
+    tasks.spawn(follow_services(transport.client(&api)?, writer, shutdown.clone()));
     for number in 0..kind.config.nodes {
-        if (number as usize).is_multiple_of(NODES) {
-            connection = Connection::new(&api)?;
-        }
-        let client = connection.node(&kind.name(number))?;
+        let client = transport.client(&as_node(&api, &kind.name(number)))?;
         start(&kind, number, client, services.clone(), &shutdown, &mut tasks);
     }
     tracing::info!(nodes = kind.config.nodes, files = %kind.files.display(), "nodes are simulated");
     while tasks.join_next().await.is_some() {}
     Ok(())
+}
+
+/// How a node speaks to the API: as the user that its own certificate would name.
+fn as_node(api: &kube::Config, name: &str) -> kube::Config {
+    let mut config = api.clone();
+    config.auth_info.impersonate = Some(format!("system:node:{name}"));
+    config.auth_info.impersonate_groups = Some(vec!["system:nodes".to_owned()]);
+    config
 }
 
 fn start(

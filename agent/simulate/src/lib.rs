@@ -9,10 +9,10 @@
 //! What a simulated node has not: the kubelet's API (no logs, exec, attach, port-forward), a service proxy, DNS, routes, and
 //! memory of its pods: when the process ends and starts again, they are started anew, as after a reboot.
 //!
-//! [`fleet`] makes the nodes, [`connections`] lets many of them share an HTTP/2 connection, each as its own user.
+//! [`fleet`] makes the nodes. They share HTTP/2 connections, and each acts as its own user (`Impersonate-User:
+//! system:node:NAME`), so that what a node may do is decided as for a real one.
 
 pub mod config;
-pub mod connections;
 pub mod fleet;
 pub mod images;
 pub mod mounter;
@@ -35,12 +35,9 @@ pub enum Error {
         #[source]
         source: kube::config::KubeconfigError,
     },
-    /// No client can be made of the kubeconfig.
-    #[error("make a client of the kubeconfig: {0}")]
-    Client(#[source] kube::Error),
-    /// No name of a user can be made of a node's name.
-    #[error("a node can't be named {0:?}")]
-    Name(String),
+    /// No client can be made of the kubeconfig, or of a node's name.
+    #[error("make a client of the kubeconfig")]
+    Client(#[from] keelson_kubelet::certs::Error),
     /// The folder of the nodes' files can't be made.
     #[error("make a folder for the nodes' files")]
     Folder(#[source] std::io::Error),

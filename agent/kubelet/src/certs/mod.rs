@@ -23,6 +23,7 @@ pub(crate) use identity::{common_name, organizations};
 pub use rotation::rotation_deadline;
 pub use serving::ServingCertificate;
 pub use store::CertificateStore;
+pub use transport::Transport;
 
 use std::path::PathBuf;
 

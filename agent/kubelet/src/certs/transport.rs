@@ -39,20 +39,41 @@ const CONNECTION_WINDOW: u32 = 16 << 20;
 /// An HTTP/1.1 connection that nobody needs is closed after this long.
 const IDLE: Duration = Duration::from_secs(30);
 
-/// A client of an API endpoint.
+/// A client of an API endpoint, with connections of its own.
 pub(super) fn connect(config: &Config) -> Result<Client> {
-    let api = |error: kube::Error| Error::api("make API client")(error);
-    let mut tls = config.rustls_client_config().map_err(api)?;
-    tls.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-    let connector = HttpsConnector::new(tcp(config), tls, false, server_name(config)?);
-    let service = ServiceBuilder::new()
-        .layer(config.base_uri_layer())
-        .layer(RetryLayer::new(RetryPolicy::server_retry()))
-        .option_layer(config.auth_layer().map_err(api)?)
-        .layer(config.extra_headers_layer().map_err(api)?)
-        .map_err(BoxError::from)
-        .service(Connections { connector, open: Arc::default() });
-    Ok(Client::new(service, config.default_namespace.clone()))
+    Transport::new(config)?.client(config)
+}
+
+/// Connections to one API endpoint with the credentials of one user, for any number of clients.
+pub struct Transport(Connections);
+
+impl Transport {
+    /// Connects when it is first needed.
+    ///
+    /// # Errors
+    /// Certificates, keys or a name of the server that can't be used.
+    pub fn new(config: &Config) -> Result<Self> {
+        let mut tls = config.rustls_client_config().map_err(Error::api("make API client"))?;
+        tls.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+        let connector = HttpsConnector::new(tcp(config), tls, false, server_name(config)?);
+        Ok(Self(Connections { connector, open: Arc::default() }))
+    }
+
+    /// A client over these connections. Its configuration may say whom it acts as.
+    ///
+    /// # Errors
+    /// Credentials or names that can't be used.
+    pub fn client(&self, config: &Config) -> Result<Client> {
+        let api = |error: kube::Error| Error::api("make API client")(error);
+        let service = ServiceBuilder::new()
+            .layer(config.base_uri_layer())
+            .layer(RetryLayer::new(RetryPolicy::server_retry()))
+            .option_layer(config.auth_layer().map_err(api)?)
+            .layer(config.extra_headers_layer().map_err(api)?)
+            .map_err(BoxError::from)
+            .service(self.0.clone());
+        Ok(Client::new(service, config.default_namespace.clone()))
+    }
 }
 
 /// TCP connections that notice a dead peer also where nothing is to be sent, as on a watch over HTTP/1.1.
