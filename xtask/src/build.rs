@@ -30,9 +30,10 @@ pub fn ensure_tools(tools: &[(&str, &str)]) -> Result<()> {
             "these Debian packages (or their like) are needed and there is no apt-get to install them: {missing:?}"
         );
     }
-    cmd::run(Command::new("apt-get").args(["update", "-q"]))?;
+    let retries = ["-o", "Acquire::Retries=3"];
+    cmd::run(Command::new("apt-get").args(retries).args(["update", "-q"]))?;
     let mut install = Command::new("apt-get");
-    install.args(["install", "-y", "-q", "--no-install-recommends"]).args(&missing);
+    install.args(retries).args(["install", "-y", "-q", "--no-install-recommends"]).args(&missing);
     cmd::run(install.env("DEBIAN_FRONTEND", "noninteractive")).context("install tools")?;
     Ok(())
 }
@@ -142,7 +143,7 @@ pub fn cargo_program(name: &str, version: &str) -> Result<PathBuf> {
         let scratch = paths::cache().join("tools-target");
         let mut install = Command::new("cargo");
         install.args(["install", name, "--quiet", "--locked", "--version", version, "--root"]).arg(&root);
-        cmd::run(install.env("CARGO_TARGET_DIR", &scratch))?;
+        cmd::fetch(install.env("CARGO_TARGET_DIR", &scratch))?;
         // Only to save room.
         let _ = std::fs::remove_dir_all(scratch);
     }

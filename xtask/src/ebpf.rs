@@ -128,7 +128,7 @@ fn ensure_linker(sysroot: &Path) -> Result<PathBuf> {
     ]);
     install.args(["--features", &format!("llvm-{major},no-llvm-linking"), "--root"]).arg(&root);
     install.env("RUSTFLAGS", flags).env("CARGO_TARGET_DIR", paths::cache().join("tools-target"));
-    cmd::run(&mut install).context("build bpf-linker against rustc's LLVM")?;
+    cmd::fetch(&mut install).context("build bpf-linker against rustc's LLVM")?;
     let _ = fs::remove_dir_all(paths::cache().join("tools-target"));
     Ok(program)
 }

@@ -12,6 +12,8 @@ mod schema_facts;
 mod test;
 mod vm;
 
+use std::process::ExitCode;
+
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 
@@ -63,9 +65,23 @@ enum Command {
     },
 }
 
-fn main() -> Result<()> {
+fn main() -> ExitCode {
     ebpf::wrapper_main_if_requested();
-    match Cli::parse().command {
+    match run(Cli::parse().command) {
+        Ok(()) => ExitCode::SUCCESS,
+        // The chain of causes and nothing after it: the end of a long log is what people see first.
+        Err(error) => {
+            eprintln!("Error: {error}");
+            for cause in error.chain().skip(1) {
+                eprintln!("caused by: {cause}");
+            }
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: Command) -> Result<()> {
+    match command {
         Command::Up(args) => cluster::up(&args),
         Command::Down(args) => cluster::down(&args),
         Command::Kubectl(args) => cluster::kubectl(&args),

@@ -49,8 +49,8 @@ impl Suite {
         // `go mod download -json` runs outside any module and tells where the source was put.
         let mut download =
             self.go_command(&["mod", "download", "-json", &format!("k8s.io/kubernetes@{VERSION}")]);
-        let told = cmd::text(download.current_dir(&self.bin)).context("fetch the Kubernetes module")?;
-        let told: serde_json::Value = serde_json::from_str(&told)?;
+        let told = cmd::fetch(download.current_dir(&self.bin)).context("fetch the Kubernetes module")?;
+        let told: serde_json::Value = serde_json::from_slice(&told.stdout)?;
         let source = PathBuf::from(told["Dir"].as_str().context("go mod download names no folder")?);
         let upstream = fs::read_to_string(source.join("go.mod"))?;
         let sums = fs::read(source.join("go.sum"))?;
@@ -86,7 +86,7 @@ impl Suite {
     /// Folder of a module's source, as the suite's module selects it.
     pub fn source_of(&self, module: &str) -> Result<PathBuf> {
         let args = ["list", "-m", "-f", "{{.Dir}}", module];
-        Ok(PathBuf::from(cmd::text(&mut self.go_command(&args))?.trim()))
+        Ok(PathBuf::from(cmd::trimmed(&cmd::fetch(&mut self.go_command(&args))?)))
     }
 
     /// Builds a Go package of the suite's module graph, unless it is built already; gives the program.
@@ -104,7 +104,7 @@ impl Suite {
         args.extend(["-trimpath", "-ldflags", &flags, "-o"].map(OsStr::new));
         args.push(partial.as_os_str());
         args.push(package.as_ref());
-        cmd::run(&mut self.go_command(&args)).with_context(|| format!("build {name} from {package}"))?;
+        cmd::fetch(&mut self.go_command(&args)).with_context(|| format!("build {name} from {package}"))?;
         fs::rename(&partial, &program)?;
         Ok(program)
     }

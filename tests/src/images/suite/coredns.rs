@@ -45,7 +45,7 @@ pub fn build(go: impl Fn() -> Command) -> Result<PathBuf> {
     let mut build = go();
     build.current_dir(&dir).env("GOFLAGS", "-mod=mod").env("CGO_ENABLED", "0");
     build.args(["build", "-trimpath", "-buildvcs=false", "-ldflags", "-s -w", "-o", "partial", "."]);
-    cmd::run(&mut build).context("build CoreDNS")?;
+    cmd::fetch(&mut build).context("build CoreDNS")?;
     fs::rename(dir.join("partial"), &program)?;
     Ok(program)
 }
