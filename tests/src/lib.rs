@@ -2,6 +2,7 @@
 //!
 //! - [`testbed`]: test hosts out of namespaces on a private bridge, with the daemons in them.
 //! - [`images`]: container images assembled from Debian packages and from our own binaries.
+//! - [`go_module`]: programs of other projects out of the Go module proxy.
 //! - [`debian`]: packages of any Debian suite, fetched with the machine's own apt settings.
 //! - [`kubectl`]: the real kubectl.
 //! - [`vm`]: guests in QEMU, with a kernel of choice and the whole of cgroup v2.
@@ -12,6 +13,7 @@
 pub mod cmd;
 pub mod debian;
 pub mod dist;
+pub mod go_module;
 pub mod images;
 pub mod kubectl;
 pub mod paths;

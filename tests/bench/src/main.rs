@@ -1,6 +1,7 @@
 //! The measuring half of `cargo xtask bench`: runs inside a test host, makes the load, takes the times, and prints them as
 //! JSON for xtask to put into a table.
 
+mod crictl;
 mod pod_start;
 mod runc;
 mod store_pods;
@@ -22,6 +23,8 @@ struct Cli {
 enum Command {
     /// Start pods, and time each from the binding to running containers.
     PodStart(pod_start::Args),
+    /// Start pods with crictl, and time each.
+    Crictl(crictl::Args),
     /// Start bare containers with runc, and time each.
     Runc(runc::Args),
     /// Store pods that no scheduler takes.
@@ -33,6 +36,7 @@ fn main() -> Result<()> {
     let _ = rustls::crypto::ring::default_provider().install_default();
     match Cli::parse().command {
         Command::PodStart(args) => block_on(pod_start::run(&args)),
+        Command::Crictl(args) => crictl::run(&args),
         Command::Runc(args) => runc::run(&args),
         Command::StorePods(args) => block_on(store_pods::run(&args)),
     }

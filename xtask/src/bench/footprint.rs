@@ -3,20 +3,19 @@
 use std::fs;
 use std::path::Path;
 use std::process::Command;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use clap::Args;
 use keelson_tests::progress::Steps;
 use keelson_tests::testbed::cluster::Cluster;
 use keelson_tests::testbed::host::Host;
-use keelson_tests::testbed::sample::retry;
-use keelson_tests::{cmd, images, paths};
+use keelson_tests::{cmd, paths};
 use serde_json::{Map, Value, json};
 
+use super::containerd::Containerd;
 use super::stats::{Samples, table};
-use super::{IMAGE, daemon, meminfo, pss, rollup, start_pods, with_cluster, write};
-use crate::build;
+use super::{daemon, meminfo, pss, rollup, start_pods, with_cluster, write};
 
 /// How long a daemon is left alone before its memory is read, so that what a burst needed is given back.
 const SETTLE: Duration = Duration::from_secs(5);
@@ -30,8 +29,8 @@ pub struct FootprintArgs {
     /// Numbers of stored pods at which the master is read.
     #[arg(long, value_delimiter = ',', default_value = "1000,30000")]
     stored: Vec<usize>,
-    /// Containers under containerd.
-    #[arg(long, default_value_t = 20)]
+    /// Pods under containerd.
+    #[arg(long, default_value_t = 50)]
     peers: usize,
 }
 
@@ -40,10 +39,9 @@ type Rows = Vec<(String, f64)>;
 
 /// Measures and prints.
 pub fn run(args: &FootprintArgs, steps: &mut Steps) -> Result<()> {
-    steps.step("containerd", || build::ensure_tools(&[("containerd", "containerd"), ("runc", "runc")]))?;
     let rows = with_cluster("bench", steps, |cluster, steps| {
         let mut rows = Rows::new();
-        steps.step("containers under containerd", || containerd(cluster, args.peers, &mut rows))?;
+        containerd(cluster, args.peers, steps, &mut rows)?;
         steps.step("settle", || settle(SETTLE))?;
         rows.push(("master, empty: PSS".to_owned(), pss(daemon(cluster, "master")?)?));
         rows.push(("agent with its spawner and DNS worker, no pod: PSS".to_owned(), agent(cluster)?));
@@ -90,34 +88,25 @@ fn stored(cluster: &Cluster, levels: &[usize], steps: &mut Steps, rows: &mut Row
     Ok(())
 }
 
-/// The same image under containerd, by its own client, inside the node's host.
-fn containerd(cluster: &Cluster, count: usize, rows: &mut Rows) -> Result<()> {
+/// The same image in pods under containerd and runc, inside the node's host.
+fn containerd(cluster: &Cluster, count: usize, steps: &mut Steps, rows: &mut Rows) -> Result<()> {
     let node = cluster.node(1)?;
-    let daemon = node.spawn_daemon("containerd", Path::new("/usr/bin/containerd"), &[], None)?;
-    let ctr = |words: &[&str]| cmd::run(node.command("client", "ctr").args(words));
-    retry(Instant::now() + Duration::from_secs(20), || ctr(&["version"]))?;
-    let archive = node.dir.join("var/lib/bench-image.tar");
-    fs::copy(images::ensure(IMAGE)?, archive)?;
-    ctr(&["images", "import", "/var/lib/bench-image.tar"])?;
+    let peer = Containerd::start(cluster, steps)?;
     let available = meminfo("MemAvailable")?;
-    let ids: Vec<String> = (0..count).map(|n| format!("peer-{n}")).collect();
-    for id in &ids {
-        // Its default of 1024 shares needs the controller cpu, which a test machine may lack.
-        ctr(&["run", "--detach", "--cpu-shares", "0", &images::reference(IMAGE), id])?;
-    }
-    settle(Duration::from_secs(1))?;
+    steps.step("pods under containerd", || peer.pods("peer", count, 1))?;
+    settle(SETTLE)?;
     let used = available.saturating_sub(meminfo("MemAvailable")?);
     rows.push((
-        "containerd, a container: MemAvailable's change, the user's process included".to_owned(),
+        "containerd, a pod: MemAvailable's change, the user's process included".to_owned(),
         per(used, count),
     ));
     each("containerd's shim", &processes(&node.cgroup, "containerd-shim")?, rows)?;
-    for id in &ids {
-        ctr(&["tasks", "kill", "--signal", "SIGKILL", id])?;
-        retry(Instant::now() + Duration::from_secs(10), || ctr(&["containers", "delete", id]))?;
-    }
-    nix::sys::signal::kill(nix::unistd::Pid::from_raw(daemon), nix::sys::signal::Signal::SIGTERM)?;
-    Ok(())
+    each("containerd's pause", &processes(&node.cgroup, "pause")?, rows)?;
+    let daemon = processes(&node.cgroup, "containerd")?;
+    let daemon = daemon.iter().filter(|&&pid| comm(pid).is_some_and(|comm| comm == "containerd"));
+    rows.push((format!("containerd, {count} pods: PSS"), daemon.map(|&pid| pss(pid)).sum::<Result<f64>>()?));
+    peer.remove_pods()?;
+    peer.stop()
 }
 
 /// Medians over processes of one kind.
@@ -147,13 +136,18 @@ fn agent(cluster: &Cluster) -> Result<f64> {
     children.into_iter().filter(|&child| child != pid).try_fold(pss(pid)?, |sum, child| Ok(sum + pss(child)?))
 }
 
+/// A process's command name; none once it has ended.
+fn comm(pid: i32) -> Option<String> {
+    fs::read_to_string(format!("/proc/{pid}/comm")).ok().map(|comm| comm.trim_end().to_owned())
+}
+
 /// Processes in a cgroup and below it whose command name begins so.
 fn processes(cgroup: &Path, name: &str) -> Result<Vec<i32>> {
     let mut found = Vec::new();
     for line in fs::read_to_string(cgroup.join("cgroup.procs")).unwrap_or_default().lines() {
         let pid: i32 = line.parse()?;
         // It may end meanwhile.
-        if fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|comm| comm.starts_with(name)) {
+        if comm(pid).is_some_and(|comm| comm.starts_with(name)) {
             found.push(pid);
         }
     }

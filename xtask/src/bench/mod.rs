@@ -1,6 +1,7 @@
 //! `cargo xtask bench NAME`: figures of optimised builds on a cluster of this machine, each beside a peer measured in the
 //! same run, as a table on the screen and as `target/bench/NAME.json`.
 
+mod containerd;
 mod footprint;
 mod pod_start;
 mod simulate;
@@ -28,7 +29,7 @@ pub struct BenchArgs {
 
 #[derive(Subcommand)]
 enum Bench {
-    /// From the binding of a pod to its running containers, by phase, beside bare `runc run` of the same root file system.
+    /// From the binding of a pod to its running containers, by phase, beside containerd's pods and bare `runc run`.
     PodStart(pod_start::PodStartArgs),
     /// Memory of the daemons and of each pod, beside containerd's shims.
     Footprint(footprint::FootprintArgs),
@@ -96,6 +97,12 @@ fn start_pods(cluster: &Cluster, name: &str, pods: usize, at_once: usize) -> Res
     command.args(["--image", &images::reference(IMAGE), "--name", name]);
     command.args(["--pods", &pods.to_string(), "--at-once", &at_once.to_string()]);
     Ok(serde_json::from_str(&cmd::text(&mut command)?)?)
+}
+
+/// Removes the pods of a run of [`start_pods`] and waits until they are gone.
+fn remove_pods(cluster: &Cluster, name: &str) -> Result<()> {
+    let label = format!("bench.keelson.test/run={name}");
+    cluster.kubectl()?.run(&["delete", "pods", "-l", &label, "--timeout=120s"]).map(drop)
 }
 
 /// Writes `target/bench/NAME.json`: the figures, with what they were measured on.

@@ -10,21 +10,24 @@ use keelson_tests::testbed::cluster::Cluster;
 use keelson_tests::{cmd, images, paths};
 use serde_json::{Value, json};
 
+use super::containerd::Containerd;
 use super::stats::{Samples, table};
-use super::{IMAGE, start_pods, with_cluster, write};
-use crate::build;
+use super::{IMAGE, remove_pods, start_pods, with_cluster, write};
 
 /// Arguments of `bench pod-start`.
 #[derive(Args)]
 pub struct PodStartArgs {
-    /// Pods started one after another, and runs of runc.
+    /// Pods started one after another, and as many of each peer.
     #[arg(long, default_value_t = 200)]
     pods: usize,
-    /// In how many rounds, each of pods and then of runc.
+    /// In how many rounds, each of pods and then of the peers.
     #[arg(long, default_value_t = 4)]
     rounds: usize,
-    /// Pods that are created before the first of them is waited for.
-    #[arg(long, default_value_t = 1)]
+    /// Bursts of pods that are created before the first of them is waited for.
+    #[arg(long, default_value_t = 3)]
+    bursts: usize,
+    /// Pods of a burst.
+    #[arg(long, default_value_t = 50)]
     at_once: usize,
 }
 
@@ -33,45 +36,48 @@ pub struct PodStartArgs {
 struct Measured {
     created_to_bound: Vec<f64>,
     bound_to_running: Vec<f64>,
+    phases: BTreeMap<String, Vec<f64>>,
+    containerd: Vec<f64>,
+    crictl: Vec<f64>,
     runc: Vec<f64>,
+    /// From a burst's first request until the last of its pods runs.
+    bursts: Vec<f64>,
+    containerd_bursts: Vec<f64>,
 }
 
 /// Measures and prints.
 pub fn run(args: &PodStartArgs, steps: &mut Steps) -> Result<()> {
-    steps.step("runc", || build::ensure_tools(&[("runc", "runc")]))?;
-    let (measured, phases) = with_cluster("bench", steps, |cluster, steps| {
-        let bundle = bundle(cluster)?;
+    let measured = with_cluster("bench", steps, |cluster, steps| {
+        let peer = Containerd::start(cluster, steps)?;
         let mut measured = Measured::default();
-        for round in 0..args.rounds {
-            let share = (args.pods * (round + 1) / args.rounds) - (args.pods * round / args.rounds);
-            let name = format!("round-{round}");
-            let times =
-                steps.step(&format!("{share} pods"), || start_pods(cluster, &name, share, args.at_once))?;
-            for pod in times {
-                let milliseconds = |field: &str| pod[field].as_f64().map(|us| us / 1e3).context("no time");
-                measured.created_to_bound.push(milliseconds("created_to_bound_us")?);
-                measured.bound_to_running.push(milliseconds("bound_to_running_us")?);
-            }
-            let runs = steps.step(&format!("{share} runs of runc"), || runc(cluster, &bundle, share))?;
-            measured.runc.extend(runs.into_iter().map(|us| us / 1e3));
-        }
-        Ok((measured, phases(&fs::read_to_string(cluster.log("node-1"))?)))
+        one_by_one(args, cluster, &peer, steps, &mut measured)?;
+        bursts(args, cluster, &peer, steps, &mut measured)?;
+        Ok(measured)
     })?;
 
+    let last = |what: &str| format!("{} at once, {what}: until the last runs", args.at_once);
     let mut rows = vec![
-        ("created → bound (API server, scheduler)".to_owned(), Samples::new(measured.created_to_bound)),
-        ("bound → running, as a watcher sees it".to_owned(), Samples::new(measured.bound_to_running)),
+        ("created → bound (API server, scheduler)".to_owned(), measured.created_to_bound),
+        ("bound → running, as a watcher sees it".to_owned(), measured.bound_to_running),
     ];
-    rows.extend(phases.into_iter().map(|(name, values)| (format!("  {name}"), Samples::new(values))));
-    rows.push(("runc run, the same root file system".to_owned(), Samples::new(measured.runc)));
+    rows.extend(measured.phases.into_iter().map(|(name, values)| (format!("  {name}"), values)));
+    rows.extend([
+        ("containerd + runc: crictl run".to_owned(), measured.containerd),
+        ("  of which crictl itself (crictl version)".to_owned(), measured.crictl),
+        ("runc run, the same root file system".to_owned(), measured.runc),
+        (last("created"), measured.bursts),
+        (last("containerd + runc"), measured.containerd_bursts),
+    ]);
+    let rows: Vec<(String, Samples)> =
+        rows.into_iter().map(|(name, values)| (name, Samples::new(values))).collect();
     println!();
     table(
-        &["milliseconds", "count", "p50", "p99", "max"],
+        &["milliseconds", "count", "p25", "p50", "p75", "p99", "max"],
         &rows
             .iter()
             .map(|(name, samples)| {
                 let mut row = vec![name.clone(), samples.count().to_string()];
-                row.extend([50, 99, 100].map(|p| format!("{:.2}", samples.percentile(p))));
+                row.extend([25, 50, 75, 99, 100].map(|p| format!("{:.2}", samples.percentile(p))));
                 row
             })
             .collect::<Vec<_>>(),
@@ -79,6 +85,73 @@ pub fn run(args: &PodStartArgs, steps: &mut Steps) -> Result<()> {
     let figures: serde_json::Map<String, Value> =
         rows.iter().map(|(name, samples)| (name.trim().to_owned(), samples.json())).collect();
     write("pod-start", &json!({"unit": "ms", "pods at once": args.at_once, "rows": figures}))
+}
+
+/// Pods one after another, those of earlier rounds still running, on either side.
+fn one_by_one(
+    args: &PodStartArgs,
+    cluster: &Cluster,
+    peer: &Containerd,
+    steps: &mut Steps,
+    measured: &mut Measured,
+) -> Result<()> {
+    let bundle = bundle(cluster)?;
+    for round in 0..args.rounds {
+        let share = (args.pods * (round + 1) / args.rounds) - (args.pods * round / args.rounds);
+        let name = round_name(round);
+        for pod in steps.step(&format!("{share} pods"), || start_pods(cluster, &name, share, 1))? {
+            measured.created_to_bound.push(milliseconds(&pod, "created_to_bound_us")?);
+            measured.bound_to_running.push(milliseconds(&pod, "bound_to_running_us")?);
+        }
+        let times = steps.step(&format!("{share} pods of containerd"), || peer.pods(&name, share, 1))?;
+        measured.containerd.extend(times);
+        let runs = steps.step(&format!("{share} runs of runc"), || runc(cluster, &bundle, share))?;
+        measured.runc.extend(runs.into_iter().map(|us| us / 1e3));
+    }
+    measured.crictl = peer.crictl_alone(20)?;
+    measured.phases = phases(&fs::read_to_string(cluster.log("node-1"))?);
+    steps.step("remove the pods", || {
+        (0..args.rounds).try_for_each(|round| remove_pods(cluster, &round_name(round)))?;
+        peer.remove_pods()
+    })
+}
+
+/// Many at once, on an empty node.
+fn bursts(
+    args: &PodStartArgs,
+    cluster: &Cluster,
+    peer: &Containerd,
+    steps: &mut Steps,
+    measured: &mut Measured,
+) -> Result<()> {
+    for burst in 0..args.bursts {
+        let name = format!("burst-{burst}");
+        let pods = steps.step(&format!("{} pods at once", args.at_once), || {
+            start_pods(cluster, &name, args.at_once, args.at_once)
+        })?;
+        let mut last = 0.0_f64;
+        for pod in pods {
+            let took =
+                milliseconds(&pod, "created_to_bound_us")? + milliseconds(&pod, "bound_to_running_us")?;
+            last = last.max(took);
+        }
+        measured.bursts.push(last);
+        remove_pods(cluster, &name)?;
+        let times = steps.step(&format!("{} pods of containerd at once", args.at_once), || {
+            peer.pods(&name, args.at_once, args.at_once)
+        })?;
+        measured.containerd_bursts.push(times.into_iter().fold(0.0, f64::max));
+        peer.remove_pods()?;
+    }
+    Ok(())
+}
+
+fn round_name(round: usize) -> String {
+    format!("round-{round}")
+}
+
+fn milliseconds(pod: &Value, field: &str) -> Result<f64> {
+    pod[field].as_f64().map(|us| us / 1e3).context("no time")
 }
 
 /// A bundle for runc in the node's own folder: the image's root file system and runc's own default configuration.

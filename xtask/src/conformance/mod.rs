@@ -6,7 +6,7 @@ mod ratchet;
 mod report;
 mod results;
 mod run;
-mod suite;
+pub mod suite;
 
 use std::fs;
 use std::path::PathBuf;
@@ -287,6 +287,13 @@ impl images::Programs for Programs<'_> {
     fn coredns(&self) -> Result<Option<PathBuf>> {
         images::coredns::build(|| self.0.go_anywhere()).map(Some)
     }
+}
+
+/// The OCI archive of one of the images that the suite asks for.
+pub fn image(suite: &Suite, name: &str) -> Result<PathBuf> {
+    let assembled = images::assemble(&[name.to_owned()], &Programs(suite))?;
+    let made = assembled.made.into_iter().next();
+    made.map(|made| made.archive).with_context(|| format!("{name} is not made: {:?}", assembled.not_made))
 }
 
 fn assemble(suite: &Suite) -> Result<images::Assembled> {

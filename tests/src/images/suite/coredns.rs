@@ -1,13 +1,11 @@
 //! CoreDNS as the suite's DNS tests use it: built from its Go module with no more plugins than their Corefile names.
 
-use std::fs;
 use std::path::PathBuf;
 use std::process::Command;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 
-use crate::images::builder::digest;
-use crate::{cmd, paths};
+use crate::go_module::{self, Module};
 
 const GO_MOD: &str =
     "module keelson.test/coredns\n\ngo 1.25.0\n\nrequire github.com/coredns/coredns v1.14.7\n";
@@ -33,19 +31,5 @@ func main() {
 
 /// Builds it, once; `go` gives the go command with what it needs in its environment.
 pub fn build(go: impl Fn() -> Command) -> Result<PathBuf> {
-    let key = digest(format!("{GO_MOD}{MAIN}").as_bytes());
-    let dir = paths::cache().join("coredns").join(&key["sha256:".len()..][..16]);
-    let program = dir.join("coredns");
-    if program.exists() {
-        return Ok(program);
-    }
-    fs::create_dir_all(&dir)?;
-    fs::write(dir.join("go.mod"), GO_MOD)?;
-    fs::write(dir.join("main.go"), MAIN)?;
-    let mut build = go();
-    build.current_dir(&dir).env("GOFLAGS", "-mod=mod").env("CGO_ENABLED", "0");
-    build.args(["build", "-trimpath", "-buildvcs=false", "-ldflags", "-s -w", "-o", "partial", "."]);
-    cmd::fetch(&mut build).context("build CoreDNS")?;
-    fs::rename(dir.join("partial"), &program)?;
-    Ok(program)
+    go_module::build(&Module { name: "coredns", go_mod: GO_MOD, main: MAIN, package: "." }, go)
 }
