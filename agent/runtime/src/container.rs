@@ -309,7 +309,15 @@ impl Runtime {
                 flags |= flag;
             }
         }
-        let exit = create_file(&self.config.exit_record(&container.id), 0o600)?;
+        let record_path = self.config.exit_record(&container.id);
+        // Of a start that an agent did not live to finish.
+        match std::fs::remove_file(&record_path) {
+            Err(err) if err.kind() != std::io::ErrorKind::NotFound => {
+                return Err(internal(record_path.display())(err));
+            }
+            _ => {}
+        }
+        let exit = create_file(&record_path, 0o600)?;
         let log = open_log(&record.log_path)?;
         let preparing =
             self.prepare(&container.sandbox, sync, spawned, own, &container.id, flags, |console| {

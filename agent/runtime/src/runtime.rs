@@ -259,7 +259,8 @@ impl Runtime {
     pub(crate) fn finish(&self, container: &Container, exit: Option<ExitRecord>) {
         {
             let mut record = lock(&container.record);
-            if record.state == ContainerState::Exited {
+            // One that was registered and never started has not run: it is started again, not reported as ended.
+            if record.state != ContainerState::Running {
                 return;
             }
             record.state = ContainerState::Exited;

@@ -66,6 +66,34 @@ async fn what_was_cut_short_is_cleared() {
     node.finish(runtime).await;
 }
 
+/// An agent that dies between a process's registration and its start leaves a record that says created, and a process that
+/// podinit has seen give up. It has not run: the container is started, not reported with the exit code of that process.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_start_that_was_cut_short_is_made_again() {
+    let node = Node::new();
+    let runtime = node.runtime().await;
+    let sandbox = runtime.run_pod_sandbox(sandbox_config(&node, "again")).await.unwrap();
+    let text = "test -e /tmp/second && exit 4; touch /tmp/second; exit 1";
+    let id = runtime.create_container(&sandbox.id, script("a", text)).await.unwrap();
+    let record = node.dir.join("lib/containers").join(&id).join("state.json");
+    let created = std::fs::read(&record).unwrap();
+    runtime.start_container(&id).await.unwrap();
+    assert_eq!(wait_exited(&runtime, &id).await.exit_code, Some(1));
+    kill_agent(runtime).await;
+    std::fs::write(&record, created).unwrap();
+
+    let runtime = node.runtime().await;
+    let status = runtime.container_status(&id).await.unwrap();
+    assert_eq!((status.state, status.exit_code), (ContainerState::Created, None));
+    runtime.start_container(&id).await.unwrap();
+    assert_eq!(wait_exited(&runtime, &id).await.exit_code, Some(4));
+    // The next agent reads it from podinit, the one after podinit's death from the file.
+    kill_agent(runtime).await;
+    let runtime = node.runtime().await;
+    assert_eq!(runtime.container_status(&id).await.unwrap().exit_code, Some(4));
+    node.finish(runtime).await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn the_spawner_may_die() {
     let node = Node::new();
