@@ -7,20 +7,15 @@ use keelson_api::meta::GroupResource;
 use keelson_api::resources::{Resource, ResourceTable};
 use keelson_store::Store;
 use parking_lot::RwLock;
-use tokio::sync::Semaphore;
 
 use crate::aggregator::Aggregator;
 use crate::allocate::Allocators;
 use crate::cache::WatchCache;
 use crate::extension::Extensions;
+use crate::in_flight::InFlight;
 use crate::metrics::Metrics;
 use crate::negotiate::Form;
 use crate::present::{IncludeObject, Presenter};
-
-/// Upstream's `--max-requests-inflight`.
-const MAX_READS: usize = 400;
-/// Upstream's `--max-mutating-requests-inflight`.
-const MAX_WRITES: usize = 200;
 
 /// Answers paths that are no resources, after authorization: `None` if the path is not its own.
 pub type PathHandler = Arc<dyn Fn(&str) -> Option<http::Response<crate::extension::Body>> + Send + Sync>;
@@ -35,8 +30,7 @@ pub struct Core {
     pub(crate) aggregator: Aggregator,
     pub(crate) metrics: Metrics,
     pub(crate) paths: Vec<PathHandler>,
-    pub(crate) reads: Semaphore,
-    pub(crate) writes: Semaphore,
+    pub(crate) in_flight: InFlight,
     pub(crate) cache_task: tokio::task::JoinHandle<()>,
     /// What runs as long as the server does.
     pub(crate) tasks: OnceLock<[tokio::task::JoinHandle<()>; 2]>,
@@ -59,10 +53,6 @@ impl LateCore {
 }
 
 impl Core {
-    pub(crate) fn semaphores() -> (Semaphore, Semaphore) {
-        (Semaphore::new(MAX_READS), Semaphore::new(MAX_WRITES))
-    }
-
     /// Where objects rest.
     pub fn store(&self) -> &dyn Store {
         &*self.store

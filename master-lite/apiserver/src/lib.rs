@@ -22,6 +22,7 @@ pub mod extension;
 pub mod filter;
 mod follow;
 pub mod handlers;
+mod in_flight;
 pub mod keys;
 pub mod kubelet_proxy;
 pub mod metrics;

@@ -17,6 +17,7 @@ use crate::auth::{self, AuthConfig, AuthError};
 use crate::cache::WatchCache;
 use crate::core::{Core, LateCore, PathHandler};
 use crate::extension::{Body, BoxError, Extensions, InProcessUser, ServerHandles, UserInfo};
+use crate::in_flight::InFlight;
 use crate::metrics::Metrics;
 use crate::serve::Timeouts;
 use crate::{bootstrap, definitions, handlers, serve};
@@ -146,7 +147,6 @@ impl Parts {
             let stored: Vec<_> = services.snapshot(None).iter().map(|s| s.parse()).collect();
             allocators.restore(stored.iter());
         }
-        let (reads, writes) = Core::semaphores();
         let core = Core {
             store: self.store,
             cache: self.cache,
@@ -156,8 +156,7 @@ impl Parts {
             aggregator: Aggregator::default(),
             metrics: Metrics::default(),
             paths,
-            reads,
-            writes,
+            in_flight: InFlight::new(),
             cache_task: self.cache_task,
             tasks: std::sync::OnceLock::new(),
         };

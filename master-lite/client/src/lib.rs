@@ -14,6 +14,7 @@ pub mod pods;
 pub mod queue;
 pub mod selector;
 pub mod taints;
+pub mod trim;
 
 pub use events::{EventType, Recorder};
 pub use informer::{Delta, Informer, Key};

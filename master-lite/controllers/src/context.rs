@@ -28,7 +28,7 @@ pub struct Context {
 impl Context {
     /// A context with empty caches.
     pub fn new(clients: ClientFactory, config: ControllersConfig, shutdown: CancellationToken) -> Self {
-        Context { clients, informers: Arc::default(), config: Arc::new(config), shutdown }
+        Context { clients, informers: Arc::new(Informers::new()), config: Arc::new(config), shutdown }
     }
 
     /// The client of the controller `name`.

@@ -13,7 +13,7 @@ use k8s_openapi::api::core::v1::{
 };
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
-use keelson_client::Informer;
+use keelson_client::{Informer, trim};
 use kube::runtime::watcher;
 use kube::{Api, Client, Resource};
 use serde::de::DeserializeOwned;
@@ -23,7 +23,7 @@ use tokio_util::sync::CancellationToken;
 /// One cache a kind. Some hold a part only, as said.
 #[derive(Default)]
 pub struct Informers {
-    /// All pods.
+    /// All pods, without what no controller reads ([`trim::pod`]).
     pub pods: Arc<Informer<Pod>>,
     /// All nodes.
     pub nodes: Arc<Informer<Node>>,
@@ -70,6 +70,11 @@ pub struct Informers {
 }
 
 impl Informers {
+    /// Empty caches.
+    pub fn new() -> Self {
+        Self { pods: Informer::with_trim(trim::pod), ..Self::default() }
+    }
+
     /// Starts every watch.
     pub fn spawn(&self, tasks: &mut JoinSet<()>, client: Client, shutdown: CancellationToken) {
         let mut watch = Watch { tasks, client, shutdown };

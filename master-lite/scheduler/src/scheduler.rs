@@ -8,7 +8,7 @@ use k8s_openapi::api::core::v1::{Binding, Namespace, Node, ObjectReference, Pod,
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Status};
 use keelson_client::{
-    Delta, EventType, Informer, Key, LeaderConfig, Recorder, meta, pods, run_as_leader, taints,
+    Delta, EventType, Informer, Key, LeaderConfig, Recorder, meta, pods, run_as_leader, taints, trim,
 };
 use kube::api::{Api, PostParams};
 use kube::runtime::watcher;
@@ -88,7 +88,7 @@ async fn schedule_pods(client: kube::Client, config: &SchedulerConfig, shutdown:
         name: config.scheduler_name.clone(),
         cache: Mutex::default(),
         queue: SchedulingQueue::default(),
-        pods: Informer::new(),
+        pods: Informer::with_trim(trim::pod),
         budgets: Informer::new(),
         preempting: Mutex::default(),
     });

@@ -99,13 +99,7 @@ async fn run(core: Arc<Core>, info: RequestInfo, request: Request<Body>) -> Resu
     if watch || connect {
         return call.dispatch(request).await;
     }
-    let pool = match *request.method() {
-        http::Method::GET | http::Method::HEAD => &core.reads,
-        _ => &core.writes,
-    };
-    let _permit = pool
-        .try_acquire()
-        .map_err(|_full| StatusError::too_many_requests("too many requests, please try again later", 1))?;
+    let _slot = core.in_flight.enter(request.method(), &call.user).await?;
     match tokio::time::timeout(REQUEST_TIMEOUT, call.dispatch(request)).await {
         Ok(result) => result,
         Err(_elapsed) => Err(StatusError::timeout("request did not complete within the allotted timeout")),

@@ -49,7 +49,9 @@ pub(super) fn write(path: &Path, content: &str, mode: u32) -> Result<(), PkiErro
     file.write_all(content.as_bytes()).map_err(io("writing", temporary))?;
     file.sync_all().map_err(io("syncing", temporary))?;
     fs::rename(temporary, path).map_err(io("renaming to", path))?;
+    // A bare name is in the working directory.
     if let Some(parent) = path.parent() {
+        let parent = if parent.as_os_str().is_empty() { Path::new(".") } else { parent };
         fs::File::open(parent).and_then(|d| d.sync_all()).map_err(io("syncing", parent))?;
     }
     Ok(())
@@ -80,4 +82,19 @@ pub(super) fn write_pair(dir: &Path, name: &str, pair: &KeyPairPem) -> Result<()
     }
     write(&dir.join(format!("{name}.key")), &pair.key, 0o600)?;
     write(&certificate_path, &pair.certificate, 0o644)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bare_name_is_written_to_the_working_directory() {
+        let name = format!("keelson-pki-files-{}", std::process::id());
+        let written = write(Path::new(&name), "text", 0o600);
+        let text = read(Path::new(&name)).unwrap();
+        fs::remove_file(&name).unwrap();
+        assert!(written.is_ok(), "{written:?}");
+        assert_eq!(text.as_deref(), Some("text"));
+    }
 }

@@ -66,7 +66,11 @@ impl Controller {
         if identity::identity_matches(set, pod) && identity::storage_matches(set, pod) {
             return Ok(());
         }
-        let mut target = pod.clone();
+        // The cache holds a part only, which must not be written back.
+        let mut target = self.pods_in(set).get(meta::name(&pod.metadata)).await?;
+        if target.metadata.uid != pod.metadata.uid {
+            return Err(Error::Pending(format!("pod {} is another one by now", meta::name(&pod.metadata))));
+        }
         identity::set_identity(&mut target);
         if !identity::storage_matches(set, &target) {
             identity::set_storage(set, &mut target);
