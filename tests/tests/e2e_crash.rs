@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use crash::kills::{Before, Form, kill_at_random};
-use crash::outage::{Watched, ask_dns, dns_worker, finish_all, knock, now, pods, terminate};
+use crash::outage::{Watched, ask_dns, dns_worker, finish_all, knock, now, pods};
 use keelson_tests::testbed::fixture::TestCluster;
 use keelson_tests::testbed::sample;
 
@@ -80,7 +80,7 @@ fn nothing_is_hurt_while_the_agent_is_dead() -> Result<()> {
     let slowest: u64 = resolver.rsplit('=').next().context("a number")?.parse()?;
     assert!(slowest < 2000, "names were answered all the while: {resolver}");
 
-    terminate(&cluster, "counter");
+    cluster.terminate("counter");
     let log = cluster.eventually(20, || {
         let log = cluster.kubectl.run(&["logs", "counter"])?;
         ensure!(log.lines().last().is_some_and(|line| line.starts_with("end ")), "still counting");

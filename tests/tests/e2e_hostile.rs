@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use keelson_tests::testbed::cluster::Cluster;
+use keelson_tests::testbed::disk;
 use keelson_tests::testbed::fixture::TestCluster;
 use keelson_tests::testbed::node_state::NodeState;
 
@@ -18,7 +18,10 @@ const MIB: u64 = 1 << 20;
 #[test]
 fn a_node_goes_on() -> Result<()> {
     let args = ["--container-log-max-size=4Mi", "--container-log-max-files=3"];
-    let cluster = TestCluster::up_prepared("e2e-hostile", 2, &["busybox"], &args, small_disk)?;
+    let cluster = TestCluster::up_prepared("e2e-hostile", 2, &["busybox"], &args, |cluster| {
+        // Room for what the node keeps of its pods.
+        disk::make_small(&cluster.node(2)?, 192)
+    })?;
     let started = Instant::now();
     flooded_log(&cluster)?;
     eprintln!("flooded log: {:?}", started.elapsed());
@@ -29,15 +32,6 @@ fn a_node_goes_on() -> Result<()> {
     let cluster = full_disk(cluster)?;
     eprintln!("full disk: {:?}", started.elapsed());
     cluster.down()
-}
-
-/// Puts what node-2 keeps of its pods on a filesystem of 192 MiB.
-fn small_disk(cluster: &Cluster) -> Result<()> {
-    let script = "set -e; mv /var/lib/keelson /run/keep; mount -t tmpfs -o size=192m,mode=755 small /var/lib
-        mv /run/keep /var/lib/keelson; mkdir -p /var/lib/pod-logs /var/log/pods; mount --bind /var/lib/pod-logs /var/log/pods";
-    let status = cluster.node(2)?.command("client", "sh").args(["-c", script]).status()?;
-    ensure!(status.success(), "the small disk could not be made");
-    Ok(())
 }
 
 fn pod(name: &str, node: &str, script: &str) -> String {
@@ -279,7 +273,6 @@ fn has_disk_pressure(cluster: &TestCluster, expected: bool) -> Result<()> {
 /// The disk of node-2 is full to the last byte, and then is not.
 fn full_disk(mut cluster: TestCluster) -> Result<TestCluster> {
     let host = cluster.node(2)?;
-    let run = |script: &str| host.command("client", "sh").args(["-c", script]).status();
     let count = "n=0; while :; do n=$((n+1)); echo line $n; sleep 0.1; done";
     cluster.kubectl.apply(&pod("writer", "node-2", count))?;
     ready(&cluster, &["pod/writer"], "--timeout=20s")?;
@@ -289,10 +282,7 @@ fn full_disk(mut cluster: TestCluster) -> Result<TestCluster> {
     let before = cluster.kubectl.run(&identity)?;
     has_disk_pressure(&cluster, false)?;
 
-    // dd ends with an error: that is the point.
-    run(
-        "dd if=/dev/zero of=/var/lib/ballast bs=1M 2>/dev/null; dd if=/dev/zero of=/var/lib/rest bs=1 2>/dev/null",
-    )?;
+    disk::fill(&host)?;
     cluster.eventually(40, || has_disk_pressure(&cluster, true))?;
     // Volumes and the writable layer: the pod's own affair.
     let failed = cluster.sh("writer", "echo x > /data/file").map(drop).err().context("there is no room")?;
@@ -324,7 +314,7 @@ fn full_disk(mut cluster: TestCluster) -> Result<TestCluster> {
         Ok(())
     })?;
 
-    run("rm /var/lib/ballast /var/lib/rest")?;
+    disk::empty(&host)?;
     cluster.eventually(40, || has_disk_pressure(&cluster, false))?;
     ready(&cluster, &["pod/late"], "--timeout=60s")?;
     assert_eq!(cluster.kubectl.run(&identity)?, before);

@@ -22,16 +22,10 @@ fn summary(cluster: &TestCluster, pod: &str, start: &str) -> Result<String> {
     line.map(str::to_owned).with_context(|| format!("still running: {log}"))
 }
 
-/// Sends SIGTERM to a container's first process. The shell that does it ends with the container, at times before it can
-/// say that it succeeded; what the container then logs tells.
-fn terminate(cluster: &TestCluster, pod: &str) {
-    let _ = cluster.sh(pod, "kill -TERM 1");
-}
-
 /// Ends a client pod's process and gives what it printed last.
 fn finish_client(cluster: &TestCluster, pod: &str) -> Result<String> {
     // The client is PID 1 of its container and ends by itself on SIGTERM.
-    terminate(cluster, pod);
+    cluster.terminate(pod);
     cluster.eventually(20, || summary(cluster, pod, "done"))
 }
 

@@ -57,42 +57,29 @@ pub fn cargo_visible(args: &[&str]) -> Result<()> {
     Ok(())
 }
 
-/// Builds the daemons, podinit (static, see `[profile.podinit]`) and the test programs.
+/// Programs that run on hosts, or beside them.
+const PROGRAMS: [&str; 10] = [
+    "-p",
+    "keelson-agent",
+    "-p",
+    "keelson-master",
+    "-p",
+    "keelson-cni",
+    "-p",
+    "keelson-tests",
+    "-p",
+    "keelson-bench",
+];
+
+/// Builds the daemons, podinit (static, see `[profile.podinit]`), the test programs, and the one that measures and loads.
 pub fn programs() -> Result<()> {
-    cargo_visible(&[
-        "build",
-        "--quiet",
-        "--bins",
-        "-p",
-        "keelson-agent",
-        "-p",
-        "keelson-master",
-        "-p",
-        "keelson-cni",
-        "-p",
-        "keelson-tests",
-    ])?;
+    cargo_visible(&[&["build", "--quiet", "--bins"][..], &PROGRAMS].concat())?;
     static_programs()
 }
 
-/// Builds the same optimised, with the measuring program.
+/// Builds the same optimised.
 pub fn release_programs() -> Result<()> {
-    cargo_visible(&[
-        "build",
-        "--quiet",
-        "--release",
-        "--bins",
-        "-p",
-        "keelson-agent",
-        "-p",
-        "keelson-master",
-        "-p",
-        "keelson-cni",
-        "-p",
-        "keelson-tests",
-        "-p",
-        "keelson-bench",
-    ])?;
+    cargo_visible(&[&["build", "--quiet", "--bins", "--release"][..], &PROGRAMS].concat())?;
     static_programs()
 }
 

@@ -2,6 +2,7 @@
 
 mod bench;
 mod build;
+mod chaos;
 mod cluster;
 mod conformance;
 mod dist;
@@ -39,6 +40,9 @@ enum Command {
     Conformance(conformance::ConformanceArgs),
     /// Measure, beside a peer in the same run; prints a table and writes target/bench/NAME.json.
     Bench(bench::BenchArgs),
+    /// Break a cluster at random under load, mend it, and check what must then be true; prints a table and writes
+    /// target/chaos/SEED.json.
+    Chaos(chaos::ChaosArgs),
     /// What `conformance --vm` runs in its guest.
     #[command(hide = true)]
     ConformanceGuest(conformance::guest::GuestArgs),
@@ -88,6 +92,7 @@ fn run(command: Command) -> Result<()> {
         Command::Host(args) => cluster::host(&args),
         Command::Conformance(args) => conformance::run(&args, &mut keelson_tests::progress::Steps::new()),
         Command::Bench(args) => bench::run(&args),
+        Command::Chaos(args) => chaos::run(&args),
         Command::ConformanceGuest(args) => conformance::guest::inside(&args),
         Command::Dist(args) => dist::run(&args),
         Command::Fault(args) => fault::run(&args),

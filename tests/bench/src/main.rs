@@ -1,6 +1,7 @@
 //! The measuring half of `cargo xtask bench`: runs inside a test host, makes the load, takes the times, and prints them as
-//! JSON for xtask to put into a table.
+//! JSON for xtask to put into a table. And the load of `cargo xtask chaos`, with a journal of what came of it.
 
+mod chaos_load;
 mod crictl;
 mod pod_start;
 mod runc;
@@ -29,6 +30,8 @@ enum Command {
     Runc(runc::Args),
     /// Store pods that no scheduler takes.
     StorePods(store_pods::Args),
+    /// Make, change and delete objects steadily, and keep a journal of what the API acknowledged and showed.
+    ChaosLoad(chaos_load::Args),
 }
 
 fn main() -> Result<()> {
@@ -39,6 +42,7 @@ fn main() -> Result<()> {
         Command::Crictl(args) => crictl::run(&args),
         Command::Runc(args) => runc::run(&args),
         Command::StorePods(args) => block_on(store_pods::run(&args)),
+        Command::ChaosLoad(args) => block_on(chaos_load::run(&args)),
     }
 }
 

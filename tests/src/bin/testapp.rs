@@ -4,6 +4,8 @@
 //!   answering for two seconds (as a server does that waits for load balancers), then ends with 0.
 //! - `testapp client URL_HOST:PORT [--seconds N]`: one new connection a request; prints `ok=… failed=…` each second
 //!   and at the end, and ends with 1 when one failed.
+//! - `testapp ask HOST:PORT [--seconds N] [--every-ms M]`: the same, but prints each answer: milliseconds since 1970, and
+//!   the answer, or `error` and why; always ends with 0.
 //! - `testapp hold HOST:PORT --seconds N`: one connection that sends a request every 100 ms; fails if it is cut.
 //! - `testapp count --per-second N --seconds S`: prints numbered lines.
 //! - `testapp udp-serve`/`udp-client HOST:PORT`: the same over UDP.
@@ -41,6 +43,9 @@ fn main() -> ExitCode {
     let result = match words.first() {
         Some(&"serve") => serve(option("--port", 8080) as u16),
         Some(&"client") if words.len() > 1 => client(words[1], seconds),
+        Some(&"ask") if words.len() > 1 => {
+            ask(words[1], seconds, Duration::from_millis(option("--every-ms", 100)))
+        }
         Some(&"hold") if words.len() > 1 => hold(words[1], seconds),
         Some(&"count") => count(option("--per-second", 1000), seconds),
         Some(&"resolve") if words.len() > 1 => look_up(words[1], seconds),
@@ -51,7 +56,10 @@ fn main() -> ExitCode {
         Some(&"udp-serve") => udp_serve(option("--port", 8081) as u16),
         Some(&"udp-client") if words.len() > 1 => udp_client(words[1]),
         Some(&"sockets") if words.len() > 2 => sockets(words[1], words[2]),
-        _ => Err("usage: testapp serve|client|hold|count|resolve|once|udp-serve|udp-client|sockets …".into()),
+        _ => {
+            Err("usage: testapp serve|client|ask|hold|count|resolve|once|udp-serve|udp-client|sockets …"
+                .into())
+        }
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -154,19 +162,31 @@ fn request(stream: &mut TcpStream, close: bool) -> Result<String, Box<dyn std::e
     }
 }
 
+/// One request over a connection of its own.
+fn ask_once(target: &str) -> Result<String, Box<dyn std::error::Error>> {
+    let mut stream = TcpStream::connect_timeout(&resolve(target)?, Duration::from_secs(3))?;
+    stream.set_read_timeout(Some(Duration::from_secs(3)))?;
+    request(&mut stream, true)
+}
+
+fn ask(target: &str, seconds: Duration, every: Duration) -> Res {
+    let start = Instant::now();
+    while start.elapsed() < seconds && !STOPPING.load(Ordering::SeqCst) {
+        let answer = ask_once(target).unwrap_or_else(|error| format!("error {error}"));
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH)?;
+        println!("{} {answer}", now.as_millis());
+        std::thread::sleep(every);
+    }
+    Ok(())
+}
+
 fn client(target: &str, seconds: Duration) -> Res {
     let start = Instant::now();
     let (mut ok, mut failed) = (0u64, 0u64);
     let mut report = Instant::now();
     while start.elapsed() < seconds && !STOPPING.load(Ordering::SeqCst) {
-        let once = || -> Res {
-            let mut stream = TcpStream::connect_timeout(&resolve(target)?, Duration::from_secs(3))?;
-            stream.set_read_timeout(Some(Duration::from_secs(3)))?;
-            request(&mut stream, true)?;
-            Ok(())
-        };
-        match once() {
-            Ok(()) => ok += 1,
+        match ask_once(target) {
+            Ok(_) => ok += 1,
             Err(error) => {
                 failed += 1;
                 println!("error {error}");

@@ -64,6 +64,12 @@ impl TestCluster {
         self.kubectl.run(&["exec", pod, "--", "sh", "-c", script])
     }
 
+    /// Sends SIGTERM to a container's first process. The shell that does it ends with the container, at times before it can
+    /// say that it succeeded; what the container then logs tells.
+    pub fn terminate(&self, pod: &str) {
+        let _ = self.sh(pod, "kill -TERM 1");
+    }
+
     /// Tries for at most `seconds` until the work succeeds.
     pub fn eventually<T>(&self, seconds: u64, work: impl FnMut() -> Result<T>) -> Result<T> {
         retry(Instant::now() + Duration::from_secs(seconds), work)

@@ -281,8 +281,10 @@ fn become_host(name: &str, dir: &Path) -> Result<()> {
         .context("mount /run")?;
     mount(Some("tmpfs"), &root.join("tmp"), Some("tmpfs"), MsFlags::MS_NOSUID, Some("mode=1777"))
         .context("mount /tmp")?;
-    // Last, since the checkout may be anywhere, below /tmp too.
-    for shown in [paths::root().to_owned(), paths::target()] {
+    // Last, since the checkout may be anywhere, below /tmp too. Where the downloads are a link to those of another
+    // checkout, what it leads to must be there as well.
+    let downloads = fs::canonicalize(paths::cache()).ok();
+    for shown in [Some(paths::root().to_owned()), Some(paths::target()), downloads].into_iter().flatten() {
         let at = root.join(shown.strip_prefix("/").unwrap_or(&shown));
         // A guest has the target folder alone.
         if shown.exists() && !at.exists() {

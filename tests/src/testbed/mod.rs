@@ -3,10 +3,12 @@
 //! machine's, `/etc`, `/var`, `/opt` and `/run` are its own, cgroup2 is at `/sys/fs/cgroup`.
 //!
 //! [`host`] makes and enters one host, [`network`] joins them, [`cluster`] puts the daemons in and takes all away
-//! again, [`registry`] serves images inside a cluster, [`snapshot`] tells whether anything was left behind on the machine,
+//! again, [`disk`] makes disks that can be full, [`registry`] serves images inside a cluster, [`snapshot`] tells whether anything was left behind on the machine,
 //! and [`node_state`] what a node holds for its pods.
 
+mod bpf;
 pub mod cluster;
+pub mod disk;
 pub mod fixture;
 pub mod host;
 pub mod network;

@@ -10,6 +10,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 
+use super::bpf::bpf;
 use super::host::{Host, ended};
 
 /// A node at one moment: lines of text, each with how often it is there.
@@ -63,6 +64,11 @@ impl NodeState {
             (*count > had).then(|| format!("{line} ({had} -> {count})"))
         });
         more.collect()
+    }
+
+    /// All that it is made of: each line, and how often it is there.
+    pub fn lines(&self) -> impl Iterator<Item = (&str, usize)> {
+        self.0.iter().map(|(line, count)| (line.as_str(), *count))
     }
 
     /// How often a line is there.
@@ -140,17 +146,6 @@ const BPF_MAP_TYPE_HASH: u32 = 1;
 struct Map {
     fd: OwnedFd,
     key_size: usize,
-}
-
-/// Calls bpf(2).
-///
-/// # Safety
-/// What `attr` points at must be as the command wants it.
-unsafe fn bpf(command: libc::c_int, attr: &mut [u64; 16]) -> std::io::Result<i32> {
-    // SAFETY: attr is a live, writable buffer of the size given; the rest is the caller's promise.
-    let result =
-        unsafe { libc::syscall(libc::SYS_bpf, command, attr.as_mut_ptr(), std::mem::size_of_val(attr)) };
-    i32::try_from(result).ok().filter(|result| *result >= 0).ok_or_else(std::io::Error::last_os_error)
 }
 
 impl Map {

@@ -174,19 +174,19 @@ pub const USER: (&str, &str) = ("puller", "let-me-pull");
 /// The same for its htpasswd file: bcrypt of the least cost, since it is computed for each request.
 const HTPASSWD: &str = "puller:$2b$04$MJCE5SY/k6NWj6Utmf8PHeUKgKFO1ftR/9.CLJGOTt/urZwFPPy.y\n";
 
-/// Starts it in a cluster and waits until it answers.
-pub fn start(cluster: &Cluster) -> Result<()> {
+/// Starts it in a cluster and waits until it answers; gives its pid.
+pub fn start(cluster: &Cluster) -> Result<i32> {
     launch(cluster, None)
 }
 
 /// As [`start`], but it lets in only [`USER`].
-pub fn start_with_password(cluster: &Cluster) -> Result<()> {
+pub fn start_with_password(cluster: &Cluster) -> Result<i32> {
     fs::write(cluster.host("master")?.dir.join("etc/htpasswd"), HTPASSWD)?;
     let auth = serde_json::json!({"htpasswd": {"realm": "test", "path": "/etc/htpasswd"}});
     launch(cluster, Some(auth))
 }
 
-fn launch(cluster: &Cluster, auth: Option<Value>) -> Result<()> {
+fn launch(cluster: &Cluster, auth: Option<Value>) -> Result<i32> {
     let program = program()?;
     fs::create_dir_all(storage())?;
     let master = cluster.host("master")?;
@@ -214,7 +214,7 @@ fn launch(cluster: &Cluster, auth: Option<Value>) -> Result<()> {
     loop {
         let ask = format!("http://{credentials}{ADDRESS}/v2/");
         match cmd::run(master.command("client", "busybox").args(["wget", "-q", "-O", "-", &ask])) {
-            Ok(_) => return Ok(()),
+            Ok(_) => return Ok(pid),
             Err(error) if ended(pid) || Instant::now() > deadline => {
                 let log = fs::read_to_string(master.dir.join("log/registry.log")).unwrap_or_default();
                 bail!("the registry does not answer: {error:#}\n{log}");

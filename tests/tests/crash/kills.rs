@@ -6,14 +6,16 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, bail, ensure};
+use keelson_tests::checkout;
 use keelson_tests::kubectl::Kubectl;
+use keelson_tests::paths;
+use keelson_tests::random::Random;
 use keelson_tests::testbed::fixture::TestCluster;
 use keelson_tests::testbed::node_state::NodeState;
 use keelson_tests::testbed::snapshot::Snapshot;
-use keelson_tests::{cmd, paths};
 use serde_json::{Value, json};
 
-use super::load::{BOOK, Kind, Load, Random, manifest};
+use super::load::{BOOK, Kind, Load, manifest};
 
 /// Longest life of an agent that is killed, in milliseconds.
 const LIFE: u64 = 3_500;
@@ -169,11 +171,9 @@ pub fn kill_at_random(cluster: &mut TestCluster, form: &Form) -> Result<Load> {
 
 /// Writes the summary of a long run beside the commit that it was made on.
 pub fn record(mut summary: Value, took: Duration) -> Result<()> {
-    let git =
-        |args: &[&str]| cmd::text(std::process::Command::new("git").args(args).current_dir(paths::root()));
-    let dirty = !git(&["status", "--porcelain", "--untracked-files=no"])?.trim().is_empty();
-    summary["commit"] = git(&["rev-parse", "HEAD"])?.trim().into();
-    summary["changed_since_commit"] = dirty.into();
+    let (commit, changed) = checkout::commit()?;
+    summary["commit"] = commit.into();
+    summary["changed_since_commit"] = changed.into();
     summary["seconds"] = took.as_secs().into();
     let path = paths::root().join("tests/crash/agent.json");
     fs::create_dir_all(path.parent().context("a folder")?)?;

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use anyhow::{Context, Result, ensure};
 use keelson_tests::images;
 use keelson_tests::kubectl::Kubectl;
+use keelson_tests::random::Random;
 use serde_json::{Value, json};
 
 /// Folder of the node in which containers say that they started.
@@ -12,19 +13,6 @@ pub const BOOK: &str = "/var/crash";
 
 /// The most pods at a time.
 const MOST: usize = 12;
-
-/// Numbers that look random and are the same for the same seed (splitmix64).
-pub struct Random(pub u64);
-
-impl Random {
-    pub fn below(&mut self, limit: u64) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut mixed = self.0;
-        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (mixed ^ (mixed >> 31)) % limit
-    }
-}
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {

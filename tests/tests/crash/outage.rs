@@ -160,16 +160,10 @@ impl DnsWorker {
     }
 }
 
-/// Sends SIGTERM to a container's first process. The shell that does it ends with the container, at times before it can
-/// say that it succeeded; what the container then logs tells.
-pub fn terminate(cluster: &TestCluster, pod: &str) {
-    let _ = cluster.sh(pod, "kill -TERM 1");
-}
-
 /// Ends clients and gives what each printed last; with what went wrong, if anything did.
 pub fn finish_all(cluster: &TestCluster, pods: &[&str]) -> Result<BTreeMap<String, String>> {
     for pod in pods {
-        terminate(cluster, pod);
+        cluster.terminate(pod);
     }
     pods.iter()
         .map(|pod| {

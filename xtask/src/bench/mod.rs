@@ -15,7 +15,7 @@ use anyhow::{Context, Result};
 use clap::{Args, Subcommand};
 use keelson_tests::progress::Steps;
 use keelson_tests::testbed::cluster::{Cluster, Options};
-use keelson_tests::{cmd, images, paths};
+use keelson_tests::{checkout, cmd, images, paths};
 use serde_json::{Value, json};
 
 use crate::build;
@@ -110,9 +110,7 @@ fn write(name: &str, figures: &Value) -> Result<()> {
     let dir = paths::target().join("bench");
     fs::create_dir_all(&dir)?;
     let path = dir.join(format!("{name}.json"));
-    let git = |args: &[&str]| cmd::text(Command::new("git").args(args).current_dir(paths::root()));
-    let commit = git(&["rev-parse", "HEAD"])?;
-    let changed = !git(&["status", "--porcelain", "--untracked-files=no"])?.is_empty();
+    let (commit, changed) = checkout::commit()?;
     let cpus = std::thread::available_parallelism()?;
     let document = json!({
         "commit": commit,
