@@ -138,9 +138,17 @@ impl Host {
 /// Whether a process has ended: gone, or waiting only to be reaped.
 pub fn ended(pid: i32) -> bool {
     match fs::read_to_string(format!("/proc/{pid}/stat")) {
-        Ok(stat) => stat.rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with(['Z', 'X'])),
+        Ok(stat) => has_ended(&stat),
         Err(_gone) => true,
     }
+}
+
+/// Reads proc_pid_stat(5). Of a process that is killed the first thread may be gone while others still hold its files, a
+/// listening socket for one: only when it is the last is the process at its end.
+fn has_ended(stat: &str) -> bool {
+    let mut fields = stat.rsplit(')').next().unwrap_or_default().split_whitespace();
+    let (state, threads) = (fields.next(), fields.nth(16));
+    matches!(state, Some("Z" | "X")) && matches!(threads, Some("0" | "1"))
 }
 
 /// Removes a cgroup with all below it, ending what still runs there.
@@ -423,5 +431,20 @@ fn exec(mode: Mode, words: &[String]) -> anyhow::Error {
     match run() {
         Ok(never) => match never {},
         Err(error) => error.context(format!("run {words:?}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_ends_with_its_last_thread() {
+        let stat = |state: &str, threads: usize| {
+            format!("7 (a ) b) {state} 1 7 7 0 -1 4228364 0 0 0 0 0 0 0 0 20 0 {threads} 0 123 0 0")
+        };
+        assert!(has_ended(&stat("Z", 1)));
+        assert!(!has_ended(&stat("Z", 2)));
+        assert!(!has_ended(&stat("S", 1)));
     }
 }
