@@ -87,7 +87,8 @@ pub fn run(args: &PodStartArgs, steps: &mut Steps) -> Result<()> {
     write("pod-start", &json!({"unit": "ms", "pods at once": args.at_once, "rows": figures}))
 }
 
-/// Pods one after another, those of earlier rounds still running, on either side.
+/// Pods one after another, those of the round still running, on either side. Those of earlier rounds are gone: beyond 100
+/// pods of containerd's the whole machine gets slow, and everybody with it.
 fn one_by_one(
     args: &PodStartArgs,
     cluster: &Cluster,
@@ -98,7 +99,7 @@ fn one_by_one(
     let bundle = bundle(cluster)?;
     for round in 0..args.rounds {
         let share = (args.pods * (round + 1) / args.rounds) - (args.pods * round / args.rounds);
-        let name = round_name(round);
+        let name = format!("round-{round}");
         for pod in steps.step(&format!("{share} pods"), || start_pods(cluster, &name, share, 1))? {
             measured.created_to_bound.push(milliseconds(&pod, "created_to_bound_us")?);
             measured.bound_to_running.push(milliseconds(&pod, "bound_to_running_us")?);
@@ -107,13 +108,14 @@ fn one_by_one(
         measured.containerd.extend(times);
         let runs = steps.step(&format!("{share} runs of runc"), || runc(cluster, &bundle, share))?;
         measured.runc.extend(runs.into_iter().map(|us| us / 1e3));
+        steps.step("remove the pods", || {
+            remove_pods(cluster, &name)?;
+            peer.remove_pods()
+        })?;
     }
     measured.crictl = peer.crictl_alone(20)?;
     measured.phases = phases(&fs::read_to_string(cluster.log("node-1"))?);
-    steps.step("remove the pods", || {
-        (0..args.rounds).try_for_each(|round| remove_pods(cluster, &round_name(round)))?;
-        peer.remove_pods()
-    })
+    Ok(())
 }
 
 /// Many at once, on an empty node.
@@ -144,10 +146,6 @@ fn bursts(
         peer.remove_pods()?;
     }
     Ok(())
-}
-
-fn round_name(round: usize) -> String {
-    format!("round-{round}")
 }
 
 fn milliseconds(pod: &Value, field: &str) -> Result<f64> {
