@@ -2,6 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, UdpSocket};
 use std::path::PathBuf;
+use std::time::Duration;
 
 use anyhow::Context as _;
 use ipnet::{IpNet, Ipv4Net};
@@ -26,6 +27,9 @@ pub struct Flags {
     /// Network of pods, of which each node gets a part
     #[arg(long, default_value = "10.244.0.0/16")]
     pub cluster_cidr: IpNet,
+    /// How long a node may be silent before it counts as unreachable
+    #[arg(long, default_value = "50s", value_parser = positive_duration)]
+    pub node_monitor_grace_period: Duration,
     /// DNS domain of the cluster
     #[arg(long, default_value = "cluster.local")]
     pub cluster_domain: String,
@@ -89,6 +93,15 @@ impl Flags {
     }
 }
 
+/// A duration as Go writes it.
+fn positive_duration(text: &str) -> Result<Duration, String> {
+    let nanos = keelson_cron::duration::parse(text)?;
+    match u64::try_from(nanos) {
+        Ok(nanos) if nanos > 0 => Ok(Duration::from_nanos(nanos)),
+        _ => Err("must be greater than 0".to_owned()),
+    }
+}
+
 /// The address that this machine sends from by its default route. No packet is sent: the kernel only looks the route to an
 /// address of TEST-NET-1 (RFC 5737) up.
 fn default_route_address() -> std::io::Result<IpAddr> {
@@ -118,6 +131,17 @@ mod tests {
         check(&["--bind-address=10.0.0.1"], "https://10.0.0.1:6443");
         check(&["--bind-address=127.0.0.1", "--advertise-address=10.0.0.2"], "https://10.0.0.2:6443");
         check(&["--advertise-address=fd00::1", "--secure-port=1234"], "https://[fd00::1]:1234");
+    }
+
+    #[test]
+    fn silence_is_a_duration_of_gos() {
+        let flags = |args: &[&str]| Flags::try_parse_from([&["keelson-master"], args].concat());
+        assert_eq!(flags(&[]).unwrap().node_monitor_grace_period, Duration::from_secs(50));
+        let longer = flags(&["--node-monitor-grace-period=1h30m"]).unwrap();
+        assert_eq!(longer.node_monitor_grace_period, Duration::from_secs(5_400));
+        for wrong in ["0", "-1s", "50"] {
+            assert!(flags(&[&format!("--node-monitor-grace-period={wrong}")]).is_err(), "{wrong}");
+        }
     }
 
     #[test]

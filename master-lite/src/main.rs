@@ -91,6 +91,7 @@ async fn run(flags: Flags, listeners: Vec<std::net::TcpListener>) -> anyhow::Res
                 max_validity: CERTIFICATE_VALIDITY,
             }),
             cluster_cidr: Some(flags.cluster_cidr),
+            node_monitor_grace_period: flags.node_monitor_grace_period,
             ..ControllersConfig::default()
         },
         shutdown.clone(),

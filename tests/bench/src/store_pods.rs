@@ -8,6 +8,8 @@ use k8s_openapi::api::core::v1::Pod;
 use kube::api::{Api, PostParams};
 use serde_json::json;
 
+use crate::objects;
+
 /// What to store.
 #[derive(clap::Args)]
 pub struct Args {
@@ -32,22 +34,8 @@ pub async fn run(args: &Args) -> Result<()> {
         .map(|n| {
             let api = &api;
             async move {
-                let pod: Pod = serde_json::from_value(json!({
-                    "apiVersion": "v1",
-                    "kind": "Pod",
-                    "metadata": {"name": format!("{}-{n}", args.name), "labels": {"app": args.name, "tier": "backend"}},
-                    "spec": {
-                        "schedulerName": "nobody",
-                        "containers": [{
-                            "name": "main",
-                            "image": "registry.example/team/application:1.2.3",
-                            "ports": [{"name": "http", "containerPort": 8080}],
-                            "env": [{"name": "LEVEL", "value": "info"}, {"name": "POD", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}}],
-                            "resources": {"requests": {"cpu": "100m", "memory": "64Mi"}, "limits": {"memory": "128Mi"}},
-                            "readinessProbe": {"httpGet": {"path": "/healthz", "port": "http"}},
-                        }],
-                    },
-                }))?;
+                let labels = json!({"app": args.name, "tier": "backend"});
+                let pod: Pod = serde_json::from_value(objects::pod(&format!("{}-{n}", args.name), &labels))?;
                 api.create(&PostParams::default(), &pod).await?;
                 anyhow::Ok(())
             }

@@ -1,11 +1,16 @@
 //! `cargo xtask bench NAME`: figures of optimised builds on a cluster of this machine, each beside a peer measured in the
 //! same run, as a table on the screen and as `target/bench/NAME.json`.
 
+mod api;
+mod compare;
 mod containerd;
 mod footprint;
+mod plane;
 mod pod_start;
+mod schedule;
 mod simulate;
 mod stats;
+mod upstream;
 
 use std::fs;
 use std::process::Command;
@@ -35,6 +40,10 @@ enum Bench {
     Footprint(footprint::FootprintArgs),
     /// Nodes and pods without processes: how long the control plane takes over them, and how much memory.
     Simulate(simulate::SimulateArgs),
+    /// Requests, lists, events and memory, beside upstream's kube-apiserver and etcd.
+    Api(api::ApiArgs),
+    /// Pods a second on simulated nodes, with workloads of scheduler_perf, beside upstream's kube-scheduler.
+    Schedule(schedule::ScheduleArgs),
 }
 
 /// Image that the pods of the benchmarks run, and that peers run too.
@@ -51,6 +60,8 @@ pub fn run(args: &BenchArgs) -> Result<()> {
         Bench::PodStart(args) => pod_start::run(args, &mut steps),
         Bench::Footprint(args) => footprint::run(args, &mut steps),
         Bench::Simulate(args) => simulate::run(args, &mut steps),
+        Bench::Api(args) => api::run(args, &mut steps),
+        Bench::Schedule(args) => schedule::run(args, &mut steps),
     }
 }
 
