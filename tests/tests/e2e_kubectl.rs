@@ -244,7 +244,8 @@ fn owning(cluster: &TestCluster) -> Result<()> {
     let mut managers: Vec<&str> = managers.split_whitespace().collect();
     managers.sort_unstable();
     assert_eq!(managers, ["kube-controller-manager/Update", "kubectl-last-applied/Apply", "kubectl/Apply"]);
-    let pod = k(&["get", "pods", "-l", "app=web", "-o", "name"])?;
+    // Of a Deployment that is not rolled out here, whose pods stay.
+    let pod = k(&["get", "pods", "-l", "app=hello", "-o", "name"])?;
     let pod = pod.lines().next().context("a pod")?;
     let owners = k(&["get", pod, "-o", owners])?;
     assert_eq!(owners, "kube-controller-manager/Update kubelet/Update");
