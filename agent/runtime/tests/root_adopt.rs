@@ -73,7 +73,7 @@ async fn a_start_that_was_cut_short_is_made_again() {
     let node = Node::new();
     let runtime = node.runtime().await;
     let sandbox = runtime.run_pod_sandbox(sandbox_config(&node, "again")).await.unwrap();
-    let text = "test -e /tmp/second && exit 4; touch /tmp/second; exit 1";
+    let text = "test -e /tmp/second && { sleep 0.5; exit 4; }; touch /tmp/second; exit 1";
     let id = runtime.create_container(&sandbox.id, script("a", text)).await.unwrap();
     let record = node.dir.join("lib/containers").join(&id).join("state.json");
     let created = std::fs::read(&record).unwrap();
@@ -86,9 +86,13 @@ async fn a_start_that_was_cut_short_is_made_again() {
     let status = runtime.container_status(&id).await.unwrap();
     assert_eq!((status.state, status.exit_code), (ContainerState::Created, None));
     runtime.start_container(&id).await.unwrap();
+    let running = std::fs::read(&record).unwrap();
     assert_eq!(wait_exited(&runtime, &id).await.exit_code, Some(4));
-    // The next agent reads it from podinit, the one after podinit's death from the file.
+    // An agent that missed the end and finds no podinit to ask reads it in the file, where nothing of the first start is.
     kill_agent(runtime).await;
+    let procs = node.cgroup.join("podinit").join(&sandbox.id).join("cgroup.procs");
+    kill(std::fs::read_to_string(procs).unwrap().trim().parse().unwrap());
+    std::fs::write(&record, running).unwrap();
     let runtime = node.runtime().await;
     assert_eq!(runtime.container_status(&id).await.unwrap().exit_code, Some(4));
     node.finish(runtime).await;
