@@ -9,6 +9,8 @@ use std::time::Instant;
 use anyhow::{Context, Result, bail};
 use serde_json::json;
 
+use crate::batch::Batch;
+
 /// What to start.
 #[derive(clap::Args)]
 pub struct Args {
@@ -18,36 +20,25 @@ pub struct Args {
     /// Socket of the runtime.
     #[arg(long)]
     endpoint: String,
-    /// Image of the one container; the runtime has it already.
-    #[arg(long)]
-    image: String,
-    /// Name of this run, the first part of the pods' names.
-    #[arg(long)]
-    name: String,
-    /// How many pods.
-    #[arg(long, default_value_t = 50)]
-    pods: usize,
-    /// How many are begun before the first of them is waited for.
-    #[arg(long, default_value_t = 1)]
-    at_once: usize,
+    #[command(flatten)]
+    batch: Batch,
 }
 
 /// Starts them, leaves them running, and prints how long each took, microseconds.
 pub fn run(args: &Args) -> Result<()> {
-    let dir = std::env::temp_dir().join(format!("bench-{}", args.name));
+    let dir = std::env::temp_dir().join(format!("bench-{}", args.batch.name));
     fs::create_dir_all(&dir).with_context(|| format!("make {}", dir.display()))?;
     let container = dir.join("container.json");
     fs::write(
         &container,
-        serde_json::to_vec(&json!({"metadata": {"name": "main"}, "image": {"image": args.image}}))?,
+        serde_json::to_vec(&json!({"metadata": {"name": "main"}, "image": {"image": args.batch.image}}))?,
     )?;
-    let configs: Vec<PathBuf> =
-        (0..args.pods).map(|n| pod(&dir, &format!("{}-{n}", args.name))).collect::<Result<_>>()?;
     let mut times = Vec::new();
-    for group in configs.chunks(args.at_once.max(1)) {
+    for group in args.batch.groups() {
+        let configs: Vec<PathBuf> = group.iter().map(|name| pod(&dir, name)).collect::<Result<_>>()?;
         let took: Result<Vec<u64>> = std::thread::scope(|scope| {
             let started: Vec<_> =
-                group.iter().map(|config| scope.spawn(|| start(args, &container, config))).collect();
+                configs.iter().map(|config| scope.spawn(|| start(args, &container, config))).collect();
             started.into_iter().map(|one| one.join().unwrap_or_else(|_| bail!("a thread panicked"))).collect()
         });
         times.extend(took?);

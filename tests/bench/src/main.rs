@@ -2,6 +2,7 @@
 //! JSON for xtask to put into a table. And the load of `cargo xtask chaos`, with a journal of what came of it.
 
 mod api;
+mod batch;
 mod chaos_load;
 mod crictl;
 mod objects;

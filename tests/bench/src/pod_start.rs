@@ -12,6 +12,8 @@ use kube::runtime::watcher::{self, Event, watcher};
 use serde::Serialize;
 use serde_json::json;
 
+use crate::batch::Batch;
+
 /// A pod that takes longer has failed.
 const LIMIT: Duration = Duration::from_secs(120);
 /// Label of the pods that are measured.
@@ -23,18 +25,8 @@ pub struct Args {
     /// Kubeconfig of an administrator.
     #[arg(long)]
     kubeconfig: PathBuf,
-    /// Image of the one container; it must be on the node already.
-    #[arg(long)]
-    image: String,
-    /// Name of this run, the first part of the pods' names.
-    #[arg(long)]
-    name: String,
-    /// How many pods.
-    #[arg(long, default_value_t = 50)]
-    pods: usize,
-    /// How many are created before the first of them is waited for.
-    #[arg(long, default_value_t = 1)]
-    at_once: usize,
+    #[command(flatten)]
+    batch: Batch,
 }
 
 /// One pod's times, microseconds.
@@ -56,16 +48,12 @@ struct Seen {
 /// Starts the pods and prints their times.
 pub async fn run(args: &Args) -> Result<()> {
     let api: Api<Pod> = Api::default_namespaced(crate::client(&args.kubeconfig).await?);
-    let selector = format!("{LABEL}={}", args.name);
+    let selector = format!("{LABEL}={}", args.batch.name);
     let mut events = std::pin::pin!(watcher(api.clone(), watcher::Config::default().labels(&selector)));
     while !matches!(events.next().await.context("the watch ended")??, Event::InitDone) {}
 
     let mut times = Vec::new();
-    let mut next = 0;
-    while next < args.pods {
-        let group: Vec<String> =
-            (next..args.pods.min(next + args.at_once)).map(|n| format!("{}-{n}", args.name)).collect();
-        next += group.len();
+    for group in args.batch.groups() {
         let began = Instant::now();
         let creating = futures::future::try_join_all(group.iter().map(|name| async {
             api.create(&PostParams::default(), &pod(name, args)?).await.map_err(anyhow::Error::from)
@@ -96,10 +84,10 @@ fn pod(name: &str, args: &Args) -> Result<Pod> {
     Ok(serde_json::from_value(json!({
         "apiVersion": "v1",
         "kind": "Pod",
-        "metadata": {"name": name, "labels": {LABEL: args.name}},
+        "metadata": {"name": name, "labels": {LABEL: args.batch.name}},
         "spec": {
             "terminationGracePeriodSeconds": 1,
-            "containers": [{"name": "main", "image": args.image, "imagePullPolicy": "Never"}],
+            "containers": [{"name": "main", "image": args.batch.image, "imagePullPolicy": "Never"}],
         },
     }))?)
 }
