@@ -27,9 +27,14 @@ pub fn use_release_programs() {
     let _ = PROFILE.set("release");
 }
 
-/// Where cargo puts the programs: those of the development profile, unless [`use_release_programs`] was called.
+/// Which programs clusters are made of: those of the development profile, unless [`use_release_programs`] was called.
+pub fn profile() -> &'static str {
+    PROFILE.get_or_init(|| "debug")
+}
+
+/// Where cargo puts the programs.
 pub fn bin(name: &str) -> PathBuf {
-    target().join(PROFILE.get_or_init(|| "debug")).join(name)
+    target().join(profile()).join(name)
 }
 
 /// Downloads and assembled images, kept between runs.

@@ -5,6 +5,7 @@ mod api;
 mod batch;
 mod chaos_load;
 mod crictl;
+mod dns;
 mod objects;
 mod pod_start;
 mod runc;
@@ -42,6 +43,8 @@ enum Command {
     Api(api::Args),
     /// Have pods scheduled on nodes without a machine, and time it.
     Schedule(schedule::Args),
+    /// Ask a server of cluster DNS, and time its answers.
+    Dns(dns::Args),
 }
 
 fn main() -> ExitCode {
@@ -66,6 +69,7 @@ fn run() -> Result<()> {
         Command::ChaosLoad(args) => block_on(chaos_load::run(&args)),
         Command::Api(args) => block_on(api::run(&args)),
         Command::Schedule(args) => block_on(schedule::run(&args)),
+        Command::Dns(args) => dns::run(&args),
     }
 }
 

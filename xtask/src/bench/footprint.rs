@@ -1,11 +1,9 @@
 //! `bench footprint`.
 
-use std::fs;
-use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use clap::Args;
 use keelson_tests::progress::Steps;
 use keelson_tests::testbed::cluster::Cluster;
@@ -15,7 +13,7 @@ use serde_json::{Map, Value, json};
 
 use super::containerd::Containerd;
 use super::stats::{Samples, table};
-use super::{daemon, meminfo, pss, rollup, start_pods, with_cluster, write};
+use super::{comm, daemon, meminfo, processes, pss, rollup, start_pods, with_cluster, write};
 
 /// How long a daemon is left alone before its memory is read, so that what a burst needed is given back.
 const SETTLE: Duration = Duration::from_secs(5);
@@ -134,28 +132,4 @@ fn agent(cluster: &Cluster) -> Result<f64> {
     let node: Host = cluster.node(1)?;
     let children = processes(&node.cgroup.join("system/agent"), "")?;
     children.into_iter().filter(|&child| child != pid).try_fold(pss(pid)?, |sum, child| Ok(sum + pss(child)?))
-}
-
-/// A process's command name; none once it has ended.
-fn comm(pid: i32) -> Option<String> {
-    fs::read_to_string(format!("/proc/{pid}/comm")).ok().map(|comm| comm.trim_end().to_owned())
-}
-
-/// Processes in a cgroup and below it whose command name begins so.
-fn processes(cgroup: &Path, name: &str) -> Result<Vec<i32>> {
-    let mut found = Vec::new();
-    for line in fs::read_to_string(cgroup.join("cgroup.procs")).unwrap_or_default().lines() {
-        let pid: i32 = line.parse()?;
-        // It may end meanwhile.
-        if comm(pid).is_some_and(|comm| comm.starts_with(name)) {
-            found.push(pid);
-        }
-    }
-    for entry in fs::read_dir(cgroup).with_context(|| format!("read {}", cgroup.display()))? {
-        let entry = entry?;
-        if entry.file_type()?.is_dir() {
-            found.extend(processes(&entry.path(), name)?);
-        }
-    }
-    Ok(found)
 }

@@ -4,6 +4,8 @@
 mod api;
 mod compare;
 mod containerd;
+mod coredns;
+mod dns;
 mod footprint;
 mod plane;
 mod pod_start;
@@ -13,6 +15,7 @@ mod stats;
 mod upstream;
 
 use std::fs;
+use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
@@ -28,6 +31,9 @@ use crate::build;
 /// Arguments of `bench`.
 #[derive(Args)]
 pub struct BenchArgs {
+    /// Measure programs that are not optimised: to see that a benchmark runs. Its figures are worth nothing.
+    #[arg(long, global = true)]
+    debug: bool,
     #[command(subcommand)]
     bench: Bench,
 }
@@ -44,6 +50,8 @@ enum Bench {
     Api(api::ApiArgs),
     /// Pods a second on simulated nodes, with workloads of scheduler_perf, beside upstream's kube-scheduler.
     Schedule(schedule::ScheduleArgs),
+    /// Questions to the node's DNS, beside CoreDNS.
+    Dns(dns::DnsArgs),
 }
 
 /// Image that the pods of the benchmarks run, and that peers run too.
@@ -51,10 +59,14 @@ const IMAGE: &str = "testapp-v1";
 
 /// Runs one.
 pub fn run(args: &BenchArgs) -> Result<()> {
-    paths::use_release_programs();
     let mut steps = Steps::new();
     steps.step("tools", build::tools)?;
-    steps.step("build programs, optimised", build::release_programs)?;
+    if args.debug {
+        steps.step("build programs", build::programs)?;
+    } else {
+        paths::use_release_programs();
+        steps.step("build programs, optimised", build::release_programs)?;
+    }
     steps.step("assemble the image", || images::ensure(IMAGE))?;
     match &args.bench {
         Bench::PodStart(args) => pod_start::run(args, &mut steps),
@@ -62,6 +74,7 @@ pub fn run(args: &BenchArgs) -> Result<()> {
         Bench::Simulate(args) => simulate::run(args, &mut steps),
         Bench::Api(args) => api::run(args, &mut steps),
         Bench::Schedule(args) => schedule::run(args, &mut steps),
+        Bench::Dns(args) => dns::run(args, &mut steps),
     }
 }
 
@@ -74,10 +87,15 @@ fn with_cluster<T>(
     let options = Options { nodes: 1, agent_args: vec!["--max-pods=250".to_owned()], ..Options::default() };
     with_master(name, &options, steps, |cluster, steps| {
         cluster.preload_images(&[IMAGE])?;
-        steps.step("start the agent", || cluster.start_agent(1))?;
-        steps.step("node Ready", || cluster.wait_nodes_ready(Duration::from_secs(60)))?;
+        start_agent(cluster, steps)?;
         work(cluster, steps)
     })
+}
+
+/// Starts the first node's agent, and waits for it.
+fn start_agent(cluster: &mut Cluster, steps: &mut Steps) -> Result<()> {
+    steps.step("start the agent", || cluster.start_agent(1))?;
+    steps.step("node Ready", || cluster.wait_nodes_ready(Duration::from_secs(60)))
 }
 
 /// Runs work on a cluster of which only the master is started, and ends the cluster whatever comes of it.
@@ -126,6 +144,7 @@ fn write(name: &str, figures: &Value) -> Result<()> {
     let document = json!({
         "commit": commit,
         "uncommitted changes": changed,
+        "programs": paths::profile(),
         "machine": {
             "kernel": cmd::text(Command::new("uname").arg("-r"))?,
             "cpu": cpu_model()?,
@@ -174,4 +193,28 @@ fn rollup(pid: i32, row: &str) -> Result<f64> {
     let path = format!("/proc/{pid}/smaps_rollup");
     let text = fs::read_to_string(&path).with_context(|| format!("read {path}"))?;
     Ok(kilobytes(&text, row)? as f64)
+}
+
+/// A process's command name; none once it has ended.
+fn comm(pid: i32) -> Option<String> {
+    fs::read_to_string(format!("/proc/{pid}/comm")).ok().map(|comm| comm.trim_end().to_owned())
+}
+
+/// Processes in a cgroup and below it whose command name begins so.
+fn processes(cgroup: &Path, name: &str) -> Result<Vec<i32>> {
+    let mut found = Vec::new();
+    for line in fs::read_to_string(cgroup.join("cgroup.procs")).unwrap_or_default().lines() {
+        let pid: i32 = line.parse()?;
+        // It may end meanwhile.
+        if comm(pid).is_some_and(|comm| comm.starts_with(name)) {
+            found.push(pid);
+        }
+    }
+    for entry in fs::read_dir(cgroup).with_context(|| format!("read {}", cgroup.display()))? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            found.extend(processes(&entry.path(), name)?);
+        }
+    }
+    Ok(found)
 }

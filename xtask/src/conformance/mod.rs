@@ -285,7 +285,7 @@ impl images::Programs for Programs<'_> {
     }
 
     fn coredns(&self) -> Result<Option<PathBuf>> {
-        images::coredns::build(|| self.0.go_anywhere()).map(Some)
+        images::coredns::build(images::coredns::Plugins::Hosts, || self.0.go_anywhere()).map(Some)
     }
 }
 
