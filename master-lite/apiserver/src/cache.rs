@@ -8,6 +8,7 @@
 //! comes back with the last resourceVersion it saw.
 
 mod history;
+mod objects;
 mod resource;
 mod run;
 mod watchers;
@@ -27,6 +28,7 @@ use tokio::sync::watch;
 pub use resource::{CacheWatch, ResourceCache, WatchMessage};
 
 use crate::extension::ObjectReader;
+use crate::filter::Filter;
 use crate::status::{Result, StatusError};
 use crate::stored::Spliced;
 
@@ -315,6 +317,18 @@ impl ObjectReader for WatchCache {
     fn list(&self, resource: &GroupResource, namespace: Option<&str>) -> Vec<Arc<Value>> {
         let Some(cache) = self.resource(resource) else { return Vec::new() };
         cache.snapshot(namespace).iter().map(|object| object.value()).collect()
+    }
+
+    fn list_selected(
+        &self,
+        resource: &GroupResource,
+        namespace: Option<&str>,
+        field: &str,
+        value: &str,
+    ) -> Vec<Arc<Value>> {
+        let Some(cache) = self.resource(resource) else { return Vec::new() };
+        let Some(filter) = Filter::field(cache.row(), namespace, field, value) else { return Vec::new() };
+        cache.select(&filter, 0).0.iter().map(|object| object.value()).collect()
     }
 
     fn resource_version(&self, resource: &GroupResource) -> u64 {

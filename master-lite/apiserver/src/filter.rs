@@ -52,13 +52,21 @@ impl Filter {
         Ok(Self { namespace, labels, fields, places })
     }
 
+    /// Selects the objects of a stored resource whose field has this value; none if that field is not kept.
+    pub fn field(storage: &Resource, namespace: Option<&str>, field: &str, value: &str) -> Option<Self> {
+        let place = storage.selectable_fields.iter().position(|f| f.name == field)?;
+        Some(Self {
+            namespace: namespace.map(str::to_owned),
+            labels: LabelSelector::default(),
+            fields: FieldSelector::equal(field, value),
+            places: BTreeMap::from([(field.to_owned(), place)]),
+        })
+    }
+
     /// Restricts to one name, for a watch on `/resource/name`.
     #[must_use]
     pub fn with_name(mut self, name: &str) -> Self {
-        let selector = format!("metadata.name={}", name.replace(['\\', ',', '='], ""));
-        if let Ok(fields) = FieldSelector::parse(&selector) {
-            self.fields = fields;
-        }
+        self.fields = FieldSelector::equal("metadata.name", name);
         self
     }
 
@@ -84,13 +92,9 @@ impl Filter {
         self.namespace.as_ref().is_none_or(|ns| *ns == object.namespace)
             && self.labels.matches(&object.labels)
             && self.fields.matches(|field| match field {
-                "metadata.name" => object.name.clone(),
-                "metadata.namespace" => object.namespace.clone(),
-                other => self
-                    .places
-                    .get(other)
-                    .and_then(|place| object.fields.get(*place))
-                    .map_or_else(String::new, |value| value.to_string()),
+                "metadata.name" => &object.name,
+                "metadata.namespace" => &object.namespace,
+                other => self.places.get(other).map_or("", |place| Place::Field(*place).of(object)),
             })
     }
 }

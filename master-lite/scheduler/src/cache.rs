@@ -1,8 +1,8 @@
 //! Nodes with their pods, always ready for a snapshot.
 //!
 //! A pod counts as placed from the decision on ([`Cache::assume`]), not from when the API says so: otherwise the
-//! next pod would be given the same room. Nodes are shared by reference count, so that a snapshot costs one
-//! pointer a node, and only nodes that change while a snapshot lives are copied.
+//! next pod would be given the same room. The list of nodes and each of them are shared by reference count, so that a
+//! snapshot costs nothing, and only what changes while a snapshot lives is copied.
 //!
 //! A pod for which others were evicted is *nominated* to their node until it is placed: the room is kept for it.
 
@@ -13,12 +13,13 @@ use k8s_openapi::api::core::v1::{Namespace, Node, Pod};
 use keelson_client::selector::Labels;
 use keelson_client::{meta, pods};
 
-use crate::node_info::{NodeInfo, Nomination, PodInfo, Snapshot};
+use crate::node_info::{NodeInfo, Nomination, PodInfo, Snapshot, position};
 
 /// What the scheduler knows of the cluster.
 #[derive(Default)]
 pub struct Cache {
-    nodes: BTreeMap<String, Arc<NodeInfo>>,
+    /// By name.
+    nodes: Arc<Vec<Arc<NodeInfo>>>,
     /// Where each counted pod is, by uid.
     placed: HashMap<String, String>,
     /// Pods on nodes that are not known (yet).
@@ -34,7 +35,7 @@ impl Cache {
     pub fn snapshot(&mut self) -> Snapshot {
         self.turn = self.turn.wrapping_add(1);
         Snapshot {
-            nodes: self.nodes.values().cloned().collect(),
+            nodes: self.nodes.clone(),
             namespaces: self.namespaces.clone(),
             image_spread: self.image_spread.clone(),
             nominated: self.nominated.clone(),
@@ -42,23 +43,28 @@ impl Cache {
         }
     }
 
+    /// The state of one node, to be changed; a snapshot that has it too keeps it as it is.
+    fn node_mut(&mut self, at: usize) -> &mut NodeInfo {
+        Arc::make_mut(&mut Arc::make_mut(&mut self.nodes)[at])
+    }
+
     /// Takes a new or changed node.
     pub fn set_node(&mut self, node: Arc<Node>) {
         let name = meta::name(&node.metadata).to_owned();
-        match self.nodes.get_mut(&name) {
-            Some(info) => {
-                let images_changed = images(&info.node) != images(&node);
-                Arc::make_mut(info).set_node(node);
+        match position(&self.nodes, &name) {
+            Ok(at) => {
+                let images_changed = images(&self.nodes[at].node) != images(&node);
+                self.node_mut(at).set_node(node);
                 if images_changed {
                     self.count_images();
                 }
             }
-            None => {
+            Err(at) => {
                 let mut info = NodeInfo::new(node);
                 for pod in self.homeless.remove(&name).into_iter().flatten().map(|(_, pod)| pod) {
                     info.add_pod(pod);
                 }
-                self.nodes.insert(name, Arc::new(info));
+                Arc::make_mut(&mut self.nodes).insert(at, Arc::new(info));
                 self.count_images();
             }
         }
@@ -66,7 +72,8 @@ impl Cache {
 
     /// Forgets a node. Its pods are kept apart until they are gone or the node is back.
     pub fn remove_node(&mut self, name: &str) {
-        if let Some(info) = self.nodes.remove(name) {
+        if let Ok(at) = position(&self.nodes, name) {
+            let info = Arc::make_mut(&mut self.nodes).remove(at);
             let pods = info.pods.iter().map(|p| (p.uid().to_owned(), p.clone())).collect::<BTreeMap<_, _>>();
             if !pods.is_empty() {
                 self.homeless.insert(name.to_owned(), pods);
@@ -77,7 +84,7 @@ impl Cache {
 
     fn count_images(&mut self) {
         let mut spread = HashMap::new();
-        for info in self.nodes.values() {
+        for info in self.nodes.iter() {
             for image in images(&info.node) {
                 *spread.entry(image.to_owned()).or_insert(0) += 1;
             }
@@ -160,9 +167,9 @@ impl Cache {
     fn place(&mut self, pod: Arc<PodInfo>, node: String) {
         self.remove_pod(pod.uid());
         self.placed.insert(pod.uid().to_owned(), node.clone());
-        match self.nodes.get_mut(&node) {
-            Some(info) => Arc::make_mut(info).add_pod(pod),
-            None => {
+        match position(&self.nodes, &node) {
+            Ok(at) => self.node_mut(at).add_pod(pod),
+            Err(_) => {
                 self.homeless.entry(node).or_default().insert(pod.uid().to_owned(), pod);
             }
         }
@@ -171,8 +178,8 @@ impl Cache {
     /// Counts a pod no more; whether it was counted.
     pub fn remove_pod(&mut self, uid: &str) -> bool {
         let Some(node) = self.placed.remove(uid) else { return false };
-        if let Some(info) = self.nodes.get_mut(&node) {
-            Arc::make_mut(info).remove_pod(uid);
+        if let Ok(at) = position(&self.nodes, &node) {
+            self.node_mut(at).remove_pod(uid);
         } else if let Some(pods) = self.homeless.get_mut(&node) {
             pods.remove(uid);
             if pods.is_empty() {

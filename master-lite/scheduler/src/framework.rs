@@ -1,5 +1,6 @@
 //! What a plugin is, and what is said when no node fits.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::Arc;
@@ -15,19 +16,19 @@ pub const MAX_SCORE: i64 = 100;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Rejection {
     /// The reasons, in upstream's words.
-    pub reasons: Vec<String>,
+    pub reasons: Vec<Cow<'static, str>>,
     /// Whether removing other pods from the node could not help.
     pub unresolvable: bool,
 }
 
 impl Rejection {
     /// A rejection that other pods' going could lift.
-    pub fn resolvable(reason: impl Into<String>) -> Self {
+    pub fn resolvable(reason: impl Into<Cow<'static, str>>) -> Self {
         Rejection { reasons: vec![reason.into()], unresolvable: false }
     }
 
     /// A rejection that stands whatever other pods do.
-    pub fn unresolvable(reason: impl Into<String>) -> Self {
+    pub fn unresolvable(reason: impl Into<Cow<'static, str>>) -> Self {
         Rejection { reasons: vec![reason.into()], unresolvable: true }
     }
 }

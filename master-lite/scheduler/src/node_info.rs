@@ -116,6 +116,18 @@ pub struct PodInfo {
     pub host_ports: Vec<HostPort>,
     /// Its affinity to other pods.
     pub affinity: Affinity,
+    /// Uid of its controller.
+    pub owner: Option<Arc<str>>,
+}
+
+impl Affinity {
+    /// Whether the pod cares at all about the company it has.
+    pub fn is_empty(&self) -> bool {
+        self.required.is_empty()
+            && self.required_anti.is_empty()
+            && self.preferred.is_empty()
+            && self.preferred_anti.is_empty()
+    }
 }
 
 impl PodInfo {
@@ -132,6 +144,7 @@ impl PodInfo {
             scored_memory: scored("memory", DEFAULT_MEMORY, Quantity::value),
             host_ports: host_ports(&pod),
             affinity: affinity(&pod),
+            owner: meta::controller_of(&pod.metadata).map(|owner| owner.uid.as_str().into()),
             requests,
             pod,
         }
@@ -203,6 +216,30 @@ fn affinity(pod: &Pod) -> Affinity {
     terms
 }
 
+/// How much of CPU or memory a node has and how much of it is taken. As every decision reads it of every node, it is kept
+/// in the forms in which it is read.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Amount {
+    /// What the pods ask for together.
+    pub requested: Quantity,
+    /// What the node has for pods.
+    pub allocatable: Quantity,
+    /// The same two as balancing counts them: milli-CPU, bytes.
+    pub share: (f64, f64),
+    /// What the node has as scoring counts it: milli-CPU, bytes.
+    pub scored: i64,
+}
+
+/// Amounts as balancing counts them: milli-CPU, bytes.
+pub fn cpu_share(amount: Quantity) -> f64 {
+    amount.milli_value() as f64
+}
+
+/// As [`cpu_share`].
+pub fn memory_share(amount: Quantity) -> f64 {
+    amount.milli_value() as f64 / 1000.0
+}
+
 /// A node with the pods on it.
 #[derive(Debug, Clone)]
 pub struct NodeInfo {
@@ -218,6 +255,18 @@ pub struct NodeInfo {
     pub scored_memory: i64,
     /// What the node has for pods.
     pub allocatable: Resources,
+    /// CPU, of both.
+    pub cpu: Amount,
+    /// Memory, of both.
+    pub memory: Amount,
+    /// How many pods it may have.
+    pub most_pods: i64,
+    /// How many pods of each controller it has that are not on their way out; the controllers' uids.
+    pub owners: HashMap<Arc<str>, u32>,
+    /// How many of its pods care about their company.
+    pub choosy: u32,
+    /// How many of its pods stand no company of some kind.
+    pub intolerant: u32,
 }
 
 impl NodeInfo {
@@ -230,9 +279,46 @@ impl NodeInfo {
             scored_cpu: 0,
             scored_memory: 0,
             allocatable: Resources::new(),
+            cpu: Amount::default(),
+            memory: Amount::default(),
+            most_pods: 0,
+            owners: HashMap::new(),
+            choosy: 0,
+            intolerant: 0,
         };
         info.set_node(node);
         info
+    }
+
+    fn count_amounts(&mut self) {
+        let amount = |name: &str, share: fn(Quantity) -> f64, scored: fn(Quantity) -> i64| {
+            let (requested, allocatable) = (self.requested(name), self.allocatable(name));
+            let share = (share(requested), share(allocatable));
+            Amount { requested, allocatable, share, scored: scored(allocatable) }
+        };
+        let cpu = amount("cpu", cpu_share, Quantity::milli_value);
+        let memory = amount("memory", memory_share, Quantity::value);
+        (self.cpu, self.memory) = (cpu, memory);
+        self.most_pods = self.allocatable("pods").value();
+    }
+
+    fn count_company(&mut self, pod: &PodInfo, more: bool) {
+        let by = |count: &mut u32| *count = if more { *count + 1 } else { count.saturating_sub(1) };
+        if !pod.affinity.is_empty() {
+            by(&mut self.choosy);
+        }
+        if !pod.affinity.required_anti.is_empty() {
+            by(&mut self.intolerant);
+        }
+        let Some(owner) = pod.owner.as_ref().filter(|_| !pods::is_terminating(&pod.pod)) else { return };
+        if let Some(count) = self.owners.get_mut(owner) {
+            by(count);
+            if *count == 0 {
+                self.owners.remove(owner);
+            }
+        } else if more {
+            self.owners.insert(owner.clone(), 1);
+        }
     }
 
     /// Takes the node's new version.
@@ -241,6 +327,7 @@ impl NodeInfo {
         self.allocatable =
             allocatable.into_iter().flatten().map(|(k, v)| (k.clone(), quantity::of(v))).collect();
         self.node = node;
+        self.count_amounts();
     }
 
     /// The node's name.
@@ -268,6 +355,8 @@ impl NodeInfo {
         pods::add(&mut self.requested, &pod.requests);
         self.scored_cpu = self.scored_cpu.saturating_add(pod.scored_cpu);
         self.scored_memory = self.scored_memory.saturating_add(pod.scored_memory);
+        self.count_amounts();
+        self.count_company(&pod, true);
         self.pods.push(pod);
     }
 
@@ -282,15 +371,22 @@ impl NodeInfo {
         }
         self.scored_cpu = self.scored_cpu.saturating_sub(pod.scored_cpu);
         self.scored_memory = self.scored_memory.saturating_sub(pod.scored_memory);
+        self.count_amounts();
+        self.count_company(&pod, false);
         true
     }
+}
+
+/// Where the node of this name is among nodes that are ordered by name, or belongs.
+pub(crate) fn position(nodes: &[Arc<NodeInfo>], name: &str) -> Result<usize, usize> {
+    nodes.binary_search_by(|node| node.name().cmp(name))
 }
 
 /// The cluster at one moment.
 #[derive(Debug, Clone, Default)]
 pub struct Snapshot {
     /// The nodes, by name.
-    pub nodes: Vec<Arc<NodeInfo>>,
+    pub nodes: Arc<Vec<Arc<NodeInfo>>>,
     /// The labels of every namespace, for selectors over them.
     pub namespaces: Arc<BTreeMap<String, Labels>>,
     /// On how many nodes each image is, by its name with tag or digest.
@@ -313,7 +409,12 @@ pub struct Nomination {
 impl Snapshot {
     /// Where in [`Snapshot::nodes`] the node of this name is.
     pub fn position(&self, name: &str) -> Option<usize> {
-        self.nodes.binary_search_by(|node| node.name().cmp(name)).ok()
+        position(&self.nodes, name).ok()
+    }
+
+    /// The state of one node, to be changed; a snapshot that has it too keeps it as it is.
+    pub fn node_mut(&mut self, at: usize) -> &mut NodeInfo {
+        Arc::make_mut(&mut Arc::make_mut(&mut self.nodes)[at])
     }
 
     /// The node that `pod` is nominated to.
@@ -332,7 +433,7 @@ impl Snapshot {
     /// The same cluster with another state of one node.
     pub fn with_node(&self, at: usize, node: NodeInfo) -> Snapshot {
         let mut changed = self.clone();
-        changed.nodes[at] = Arc::new(node);
+        Arc::make_mut(&mut changed.nodes)[at] = Arc::new(node);
         changed
     }
 }

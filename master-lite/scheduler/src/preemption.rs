@@ -150,9 +150,9 @@ fn victims_on(
     let (violating, gentle) = split(lower, budgets);
     let mut victims = Vec::new();
     let mut reprieve = |other: Arc<PodInfo>| {
-        Arc::make_mut(&mut trial.nodes[at]).add_pod(other.clone());
+        trial.node_mut(at).add_pod(other.clone());
         if fits(filters, pod, &trial, at).is_err() {
-            Arc::make_mut(&mut trial.nodes[at]).remove_pod(other.uid());
+            trial.node_mut(at).remove_pod(other.uid());
             victims.push(other);
         }
     };
@@ -235,7 +235,7 @@ fn split(pods: Vec<Arc<PodInfo>>, budgets: &[Allowance]) -> (Vec<Arc<PodInfo>>, 
 fn unhelpful(snapshot: &Snapshot, rejections: &BTreeMap<String, Rejection>) -> String {
     let nodes = snapshot.nodes.len();
     let mut all = rejections.clone();
-    for node in &snapshot.nodes {
+    for node in snapshot.nodes.iter() {
         all.entry(node.name().to_owned())
             .or_insert_with(|| Rejection::unresolvable("Preemption is not helpful for scheduling"));
     }

@@ -29,17 +29,21 @@ pub fn schedule(pod: &PodInfo, snapshot: &Snapshot) -> Result<Arc<NodeInfo>, Fit
     if let Some(at) = nominated.filter(|at| accepts(*at).is_ok()) {
         return Ok(snapshot.nodes[at].clone());
     }
-    let mut feasible: Vec<&Arc<NodeInfo>> = Vec::new();
+    let mut feasible: Vec<&Arc<NodeInfo>> = Vec::with_capacity(snapshot.nodes.len());
+    let mut refused = Vec::new();
     for (at, node) in snapshot.nodes.iter().enumerate() {
         match accepts(at) {
             Ok(()) => feasible.push(node),
-            Err((plugin, rejection)) => {
-                error.plugins.insert(plugin);
-                error.rejections.insert(node.name().to_owned(), rejection);
-            }
+            Err(refusal) => refused.push((node, refusal)),
         }
     }
-    best(pod, &feasible, snapshot).ok_or(error)
+    best(pod, &feasible, snapshot).ok_or_else(|| {
+        for (node, (plugin, rejection)) in refused {
+            error.plugins.insert(plugin);
+            error.rejections.insert(node.name().to_owned(), rejection);
+        }
+        error
+    })
 }
 
 /// The name of the filter that said no, and what it said.
@@ -86,6 +90,9 @@ fn beside_nominated(
     snapshot: &Snapshot,
     at: usize,
 ) -> Result<(), Refusal> {
+    if snapshot.nominated.is_empty() {
+        return Ok(());
+    }
     let node = &snapshot.nodes[at];
     let mut ahead = snapshot.ahead_of(pod, node.name()).peekable();
     if ahead.peek().is_none() {
@@ -113,7 +120,7 @@ pub(crate) fn concerning(pod: &PodInfo, snapshot: &Snapshot) -> Vec<&'static dyn
     let mut crowded = snapshot.clone();
     for nomination in snapshot.nominated.values() {
         if let Some(at) = crowded.position(&nomination.node) {
-            Arc::make_mut(&mut crowded.nodes[at]).add_pod(nomination.pod.clone());
+            crowded.node_mut(at).add_pod(nomination.pod.clone());
         }
     }
     let concerns = |filter: &&dyn Filter| !matches!(filter.prepare(pod, &crowded), Prepared::Skip);

@@ -227,25 +227,23 @@ impl Scheduler {
 
     fn attempt(self: Arc<Self>, mut waiting: Waiting, moves: u64) {
         let info = Arc::new(PodInfo::new(waiting.pod.clone()));
-        let (decision, snapshot) = {
-            let mut cache = self.cache.lock();
-            let snapshot = cache.snapshot();
-            let decision = schedule(&info, &snapshot);
-            if let Ok(node) = &decision {
-                cache.assume(info.clone(), node.name());
-            }
-            (decision, snapshot)
-        };
+        let mut cache = self.cache.lock();
+        let snapshot = cache.snapshot();
+        let decision = schedule(&info, &snapshot).map(|node| node.name().to_owned());
         match decision {
             Ok(node) => {
-                let withdrawn = self.cache.lock().withdraw(info.uid());
-                if withdrawn.is_some_and(|kept| kept != node.name()) {
+                // Or the node would be copied.
+                drop(snapshot);
+                cache.assume(info.clone(), &node);
+                let withdrawn = cache.withdraw(info.uid());
+                drop(cache);
+                if withdrawn.is_some_and(|kept| kept != node) {
                     self.queue.event(&ClusterEvent::PodGone(waiting.pod.clone()));
                 }
-                let name = node.name().to_owned();
-                tokio::spawn(async move { self.bind(waiting, name).await });
+                tokio::spawn(async move { self.bind(waiting, node).await });
             }
             Err(error) => {
+                drop(cache);
                 waiting.rejected_by = error.plugins.clone();
                 self.make_room(waiting, moves, &info, error, &snapshot);
             }

@@ -109,8 +109,8 @@ pub(super) fn changed(before: Option<&NodeStatus>, wanted: &NodeStatus) -> bool 
     });
     conditions_changed
         || !same_list(&before.addresses, &wanted.addresses)
-        || before.capacity != wanted.capacity
-        || before.allocatable != wanted.allocatable
+        || !same_amounts(&before.capacity, &wanted.capacity)
+        || !same_amounts(&before.allocatable, &wanted.allocatable)
         || before.daemon_endpoints != wanted.daemon_endpoints
         || !same_list(&before.images, &wanted.images)
         || before.node_info != wanted.node_info
@@ -119,6 +119,13 @@ pub(super) fn changed(before: Option<&NodeStatus>, wanted: &NodeStatus) -> bool 
 /// An empty list and no list are the same on the wire.
 fn same_list<T: PartialEq>(a: &Option<Vec<T>>, b: &Option<Vec<T>>) -> bool {
     a.as_deref().unwrap_or_default() == b.as_deref().unwrap_or_default()
+}
+
+/// The API server writes amounts in their shortest form: what is sent as 268435456Ki comes back as 256Gi.
+fn same_amounts(a: &Option<BTreeMap<String, Quantity>>, b: &Option<BTreeMap<String, Quantity>>) -> bool {
+    let (a, b) = (a.iter().flatten(), b.iter().flatten());
+    a.map(|(name, amount)| (name, keelson_quantity::of(amount)))
+        .eq(b.map(|(name, amount)| (name, keelson_quantity::of(amount))))
 }
 
 /// A strategic merge patch of `status`. Conditions merge by type, so those of others stay; addresses would merge by
@@ -130,7 +137,7 @@ pub(super) fn patch(before: Option<&NodeStatus>, wanted: &NodeStatus) -> Value {
     let lists = |status: &NodeStatus| [status.capacity.clone(), status.allocatable.clone()];
     let (was, will) = (before.map(lists).unwrap_or_default(), lists(wanted));
     for ((field, was), will) in ["capacity", "allocatable"].into_iter().zip(&was).zip(&will) {
-        if was != will {
+        if !same_amounts(was, will) {
             // What goes must be named: the lists are merged.
             let gone = was.iter().flatten().filter(|(name, _)| will.iter().all(|w| !w.contains_key(*name)));
             let mut list: Map<String, Value> = gone.map(|(name, _)| (name.clone(), Value::Null)).collect();
@@ -184,6 +191,24 @@ mod tests {
         assert!(!changed(Some(&first), &wanted(&["10.0.0.1"], 10, Some(&first))));
         assert!(changed(Some(&first), &wanted(&["10.0.0.2"], 10, Some(&first))));
         assert!(changed(None, &first));
+    }
+
+    #[test]
+    fn amounts_in_other_words_are_no_news() {
+        let first = wanted(&["10.0.0.1"], 0, None);
+        let mut answer = first.clone();
+        for list in [&mut answer.capacity, &mut answer.allocatable] {
+            let memory = list.as_mut().and_then(|list| list.get_mut("memory")).unwrap();
+            *memory = Quantity(keelson_quantity::of(memory).value().to_string());
+        }
+        assert_ne!(answer.capacity, first.capacity);
+        let again = wanted(&["10.0.0.1"], 10, Some(&answer));
+        assert!(!changed(Some(&answer), &again));
+        assert_eq!(patch(Some(&answer), &again)["status"].as_object().unwrap().len(), 1);
+        for list in [&mut answer.capacity, &mut answer.allocatable] {
+            list.as_mut().and_then(|list| list.insert("memory".to_owned(), Quantity("1".to_owned())));
+            assert!(changed(Some(&answer), &again));
+        }
     }
 
     #[test]

@@ -126,7 +126,7 @@ impl Desk {
         if removed {
             self.table.gone(&uid);
         }
-        let desired = Desired { pod: Arc::new(pod), removed };
+        let desired = Desired { pod: Arc::new(held(pod)), removed };
         if let Some(worker) = self.workers.get(&uid) {
             // A worker that has just ended has no use for it.
             let _ = worker.desired.send(desired);
@@ -206,6 +206,13 @@ impl Desk {
             }
         }
     }
+}
+
+/// What is kept of a pod for as long as it runs: all but the record of who wrote which field, which takes more room than
+/// the rest and concerns nobody here; and no room to grow, which decoded lists have.
+fn held(mut pod: Pod) -> Pod {
+    pod.metadata.managed_fields = None;
+    pod.clone()
 }
 
 /// A pod known by its sandbox only.

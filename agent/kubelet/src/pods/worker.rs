@@ -7,7 +7,7 @@
 use std::collections::{HashMap, HashSet};
 use std::future::Future;
 use std::net::IpAddr;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::time::{Duration, SystemTime};
 
 use k8s_openapi::api::core::v1::{Container, Pod, PodStatus};
@@ -119,10 +119,9 @@ pub struct Worker {
     start: Option<Timeline>,
 
     status: PodStatus,
-    /// What the API has, as far as is known: the base of the next patch.
-    api_status: PodStatus,
-    api_version: u64,
-    /// The patch of the status that was written last, and when it may be written again if the API kept nothing of it.
+    /// The pod as the API has it, as far as is known: its status is the base of the next patch.
+    api: Arc<Pod>,
+    /// The patch of the status that was written last, if the API kept nothing of it, and when it may be written again.
     written: Option<(serde_json::Value, SystemTime)>,
     unmounted: bool,
     deleted: bool,
@@ -165,7 +164,7 @@ impl Worker {
             desired,
             runtime_changed,
             objects_changed: Arc::new(Notify::new()),
-            api_version: version(&first.pod),
+            api: first.pod.clone(),
             pod: resources.allocated.apply(&first.pod),
             resize: Progress::of(&first.pod),
             wanted: first.pod,
@@ -197,7 +196,6 @@ impl Worker {
             owed: HashSet::new(),
             waiting: HashMap::new(),
             announced: HashMap::new(),
-            api_status: status.clone(),
             status,
             written: None,
             unmounted: false,
@@ -300,11 +298,9 @@ impl Worker {
             || self.pod.metadata.annotations != desired.pod.metadata.annotations;
         self.volumes_dirty |= metadata_changed;
         self.removed |= desired.removed;
-        let new_version = version(&desired.pod);
-        if new_version >= self.api_version {
+        if version(&desired.pod) >= version(&self.api) {
             // Somebody else may have written our part of the status: then it is put right.
-            self.api_status = desired.pod.status.clone().unwrap_or_default();
-            self.api_version = new_version;
+            self.api = desired.pod.clone();
         }
         self.room_made |= desired.pod.is_terminal() && !self.wanted.is_terminal();
         self.pod = self.resources.allocated.apply(&desired.pod);
@@ -410,10 +406,9 @@ impl Worker {
             Done::Measured(usage) => self.take_usage(&usage),
             Done::Status(result) => match *result {
                 Ok(pod) => {
-                    let version = version(&pod);
-                    if version >= self.api_version {
-                        self.api_status = pod.status.unwrap_or_default();
-                        self.api_version = version;
+                    // Until the watch brings the same, if it has not yet.
+                    if version(&pod) > version(&self.api) {
+                        self.api = Arc::new(pod);
                     }
                     self.settle(op, true);
                     self.look_at_answer();
@@ -422,7 +417,7 @@ impl Worker {
                 Err(WriteError::Gone) => {
                     // The watch will say so too; until then nothing more is written.
                     self.settle(op, true);
-                    self.api_status = self.status.clone();
+                    Arc::make_mut(&mut self.api).status = Some(self.status.clone());
                     self.deleted = self.pod.is_deleting();
                 }
                 Err(error) => {
@@ -445,11 +440,18 @@ impl Worker {
         }
     }
 
+    fn api_status(&self) -> &PodStatus {
+        static NONE: LazyLock<PodStatus> = LazyLock::new(PodStatus::default);
+        self.api.status.as_ref().unwrap_or(&NONE)
+    }
+
     /// A server that does not know a field drops it: without a pause it would be written for ever.
     fn look_at_answer(&mut self) {
-        let missing = writer::diff(&self.api_status, &self.status);
+        let missing = writer::diff(self.api_status(), &self.status);
         let Some((patch, again)) = self.written.as_mut().filter(|(patch, _)| missing.as_ref() == Some(patch))
         else {
+            // It was kept: there is nothing to remember.
+            self.written = None;
             return;
         };
         let pod = self.pod.describe();
@@ -459,7 +461,7 @@ impl Worker {
 
     /// Says once, when the API knows that the pod runs, where the time went.
     fn note_start(&mut self) {
-        let phase = self.api_status.phase.as_deref().and_then(Phase::parse);
+        let phase = self.api_status().phase.as_deref().and_then(Phase::parse);
         if phase == Some(Phase::Pending) {
             return;
         }
@@ -927,7 +929,7 @@ impl Worker {
         if self.removed || self.deleted || self.busy.contains(&Op::Status) {
             return;
         }
-        let Some(patch) = writer::diff(&self.api_status, &self.status) else { return };
+        let Some(patch) = writer::diff(self.api_status(), &self.status) else { return };
         let held = self.begun + HOLD;
         match self.retry.get(&Op::Status) {
             Some((at, _)) if *at > now => wake.at(*at),
@@ -949,7 +951,7 @@ impl Worker {
         }
         let uid = PodExt::uid(&*self.pod).to_owned();
         let flushed =
-            writer::diff(&self.api_status, &self.status).is_none() && !self.busy.contains(&Op::Status);
+            writer::diff(self.api_status(), &self.status).is_none() && !self.busy.contains(&Op::Status);
         let next = if !self.unmounted {
             Op::Unmount
         } else if self.removed {

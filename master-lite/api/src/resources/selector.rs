@@ -170,6 +170,11 @@ impl FieldSelector {
         Ok(Self { requirements })
     }
 
+    /// Selects what has this value.
+    pub fn equal(field: &str, value: &str) -> Self {
+        Self { requirements: vec![(field.to_owned(), true, value.to_owned())] }
+    }
+
     /// True if it selects everything.
     pub fn is_empty(&self) -> bool {
         self.requirements.is_empty()
@@ -186,8 +191,8 @@ impl FieldSelector {
     }
 
     /// True if every condition holds for what `value_of` gives.
-    pub fn matches(&self, value_of: impl Fn(&str) -> String) -> bool {
-        self.requirements.iter().all(|(field, equal, value)| (value_of(field) == *value) == *equal)
+    pub fn matches<'a>(&self, value_of: impl Fn(&str) -> &'a str) -> bool {
+        self.requirements.iter().all(|(field, equal, value)| (value_of(field) == value) == *equal)
     }
 }
 

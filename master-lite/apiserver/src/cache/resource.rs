@@ -7,6 +7,7 @@ use keelson_api::resources::Resource;
 use parking_lot::RwLock;
 use tokio::sync::mpsc;
 
+use super::objects::Objects;
 use super::watchers::{Watchers, seen};
 use super::{CacheEvent, CachedObject, EventType};
 use crate::filter::Filter;
@@ -31,9 +32,8 @@ pub struct CacheWatch {
     pub live: mpsc::Receiver<WatchMessage>,
 }
 
-#[derive(Default)]
 struct State {
-    objects: BTreeMap<String, Arc<CachedObject>>,
+    objects: Objects,
     /// Revision of the last change of this resource.
     revision: u64,
     window: VecDeque<Arc<CacheEvent>>,
@@ -51,14 +51,23 @@ pub struct ResourceCache {
     history: tokio::sync::Mutex<()>,
 }
 
-/// Key inside of a resource.
-fn local_key(namespace: &str, name: &str) -> String {
-    if namespace.is_empty() { name.to_owned() } else { format!("{namespace}/{name}") }
+impl State {
+    fn new(row: &Resource) -> Self {
+        Self {
+            objects: Objects::new(row),
+            revision: 0,
+            window: VecDeque::new(),
+            window_start: 0,
+            unfilled: false,
+            watchers: Watchers::default(),
+        }
+    }
 }
 
 impl ResourceCache {
     pub(super) fn new(row: Arc<Resource>) -> Self {
-        Self { row, state: RwLock::new(State::default()), history: tokio::sync::Mutex::default() }
+        let state = RwLock::new(State::new(&row));
+        Self { row, state, history: tokio::sync::Mutex::default() }
     }
 
     /// The storage row.
@@ -68,8 +77,11 @@ impl ResourceCache {
 
     /// Replaces everything; running watches end.
     pub(super) fn reset(&self, objects: BTreeMap<String, Arc<CachedObject>>, revision: u64) {
-        *self.state.write() =
-            State { objects, revision, window_start: revision, unfilled: true, ..State::default() };
+        let mut state = State { revision, window_start: revision, unfilled: true, ..State::new(&self.row) };
+        for (key, object) in objects {
+            state.objects.insert(&key, object);
+        }
+        *self.state.write() = state;
     }
 
     /// Applies one change and tells the watchers.
@@ -82,7 +94,7 @@ impl ResourceCache {
     ) {
         let mut state = self.state.write();
         let prev = match &object {
-            Some(object) => state.objects.insert(key.to_owned(), object.clone()),
+            Some(object) => state.objects.insert(key, object.clone()),
             None => state.objects.remove(key),
         };
         state.revision = revision;
@@ -135,31 +147,19 @@ impl ResourceCache {
 
     /// One object.
     pub fn get(&self, namespace: &str, name: &str) -> Option<Arc<CachedObject>> {
-        self.state.read().objects.get(&local_key(namespace, name)).cloned()
+        self.state.read().objects.get(namespace, name).cloned()
     }
 
     /// Objects of a namespace or of all, in the order of keys.
     pub fn snapshot(&self, namespace: Option<&str>) -> Vec<Arc<CachedObject>> {
-        self.list(namespace, 0).0
+        self.state.read().objects.of(namespace)
     }
 
-    /// Objects of a namespace or of all, and the revision at which exactly these were there. `applied` is what
-    /// the whole cache had applied before the call: the resource itself may be a little ahead of it.
-    pub fn list(&self, namespace: Option<&str>, applied: u64) -> (Vec<Arc<CachedObject>>, u64) {
+    /// Objects that a filter selects, in the order of keys, and the revision at which exactly these were there. `applied`
+    /// is what the whole cache had applied before the call: the resource itself may be a little ahead of it.
+    pub fn select(&self, filter: &Filter, applied: u64) -> (Vec<Arc<CachedObject>>, u64) {
         let state = self.state.read();
-        let objects = match namespace {
-            Some(namespace) => {
-                let prefix = format!("{namespace}/");
-                state
-                    .objects
-                    .range(prefix.clone()..)
-                    .take_while(|(key, _)| key.starts_with(&prefix))
-                    .map(|(_, object)| object.clone())
-                    .collect()
-            }
-            None => state.objects.values().cloned().collect(),
-        };
-        (objects, state.revision.max(applied))
+        (state.objects.select(filter), state.revision.max(applied))
     }
 
     /// Revision of the last change.
@@ -196,7 +196,7 @@ impl ResourceCache {
         applied: u64,
     ) -> (Vec<Arc<CachedObject>>, u64, mpsc::Receiver<WatchMessage>) {
         let mut state = self.state.write();
-        let objects = state.objects.values().filter(|object| filter.matches(object)).cloned().collect();
+        let objects = state.objects.select(&filter);
         let revision = state.revision.max(applied);
         let live = state.watchers.add(filter);
         (objects, revision, live)

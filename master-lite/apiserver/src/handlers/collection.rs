@@ -142,10 +142,7 @@ impl Call {
         self.wait_for_version().await?;
         let cache = self.core.cache.resource(&row.storage).ok_or_else(StatusError::no_such_path)?;
         let applied = self.core.cache.applied();
-        let (mut objects, revision) = cache.list(filter.namespace.as_deref(), applied);
-        if !filter.is_everything() {
-            objects.retain(|object| filter.matches(object));
-        }
+        let (mut objects, revision) = cache.select(filter, applied);
         // resourceVersion=0 asks for whatever is in memory: pages would only cost more.
         let (mut next, mut remaining) = (None, None);
         if limit > 0 && objects.len() > limit && asked != Some(0) {
@@ -223,11 +220,11 @@ impl Call {
         let filter = self.filter(row)?;
         self.core.cache.wait_newest().await?;
         let cache = self.core.cache.resource(&row.storage).ok_or_else(StatusError::no_such_path)?;
-        let (objects, revision) = cache.list(filter.namespace.as_deref(), self.core.cache.applied());
+        let (objects, revision) = cache.select(&filter, self.core.cache.applied());
         let presenter = self.core.presenter(row, &self.info.version);
         let mut items: Vec<Value> = Vec::new();
         let mut warnings = Vec::new();
-        for object in objects.iter().filter(|object| filter.matches(object)) {
+        for object in &objects {
             let mut deletion = self.deletion(row, &body)?;
             deletion.namespace = &object.namespace;
             let outcome = deletion.run(&object.name).await;

@@ -26,6 +26,9 @@ impl Score for ImageLocality {
         let spec = pod.pod.spec.as_ref()?;
         let containers = spec.init_containers.iter().flatten().chain(&spec.containers);
         let wanted: Vec<String> = containers.filter_map(|c| c.image.as_deref()).map(normalized).collect();
+        if !wanted.iter().any(|name| snapshot.image_spread.contains_key(name)) {
+            return None;
+        }
         let most = MOST_EACH * i64::try_from(wanted.len().max(1)).unwrap_or(1);
         let score = |node: &&NodeInfo| {
             let images = node.node.status.as_ref().and_then(|s| s.images.as_ref());

@@ -10,17 +10,17 @@ use crate::node_info::{AffinityTerm, NodeInfo, PodInfo, Snapshot};
 /// Honours the pod's own terms, and the required anti-affinity of pods that are placed already.
 pub struct InterPodAffinity;
 
-/// Label key and value of a domain, and how much of something is in it.
-type Domains = HashMap<(String, String), i64>;
+/// How much of something is in each domain: by the label that tells them apart, and its value.
+type Domains<'s> = HashMap<&'s str, HashMap<&'s str, i64>>;
 
-fn count(domains: &mut Domains, node: &NodeInfo, key: &str, by: i64) {
+fn count<'s>(domains: &mut Domains<'s>, node: &'s NodeInfo, key: &'s str, by: i64) {
     if let Some(value) = node.label(key) {
-        *domains.entry((key.to_owned(), value.to_owned())).or_insert(0) += by;
+        *domains.entry(key).or_default().entry(value).or_insert(0) += by;
     }
 }
 
-fn in_domain(domains: &Domains, node: &NodeInfo, key: &str) -> bool {
-    node.label(key).is_some_and(|value| domains.contains_key(&(key.to_owned(), value.to_owned())))
+fn in_domain(domains: &Domains<'_>, node: &NodeInfo, key: &str) -> bool {
+    domains.get(key).is_some_and(|values| node.label(key).is_some_and(|value| values.contains_key(value)))
 }
 
 impl Filter for InterPodAffinity {
@@ -34,13 +34,19 @@ impl Filter for InterPodAffinity {
         let mut existing_anti = Domains::new();
         let mut affinity = Domains::new();
         let mut anti = Domains::new();
-        for node in &snapshot.nodes {
-            for placed in &node.pods {
-                for term in &placed.affinity.required_anti {
-                    if term.matches(&pod.pod, namespaces) {
-                        count(&mut existing_anti, node, &term.topology_key, 1);
-                    }
+        for node in snapshot.nodes.iter().filter(|node| node.intolerant > 0) {
+            for term in node.pods.iter().flat_map(|placed| &placed.affinity.required_anti) {
+                if term.matches(&pod.pod, namespaces) {
+                    count(&mut existing_anti, node, &term.topology_key, 1);
                 }
+            }
+        }
+        if existing_anti.is_empty() && own.required.is_empty() && own.required_anti.is_empty() {
+            return Prepared::Skip;
+        }
+        let cares = !own.required.is_empty() || !own.required_anti.is_empty();
+        for node in snapshot.nodes.iter().filter(|_| cares) {
+            for placed in &node.pods {
                 // A pod counts for affinity only when it matches every term.
                 if !own.required.is_empty() && own.required.iter().all(|t| t.matches(&placed.pod, namespaces))
                 {
@@ -52,9 +58,6 @@ impl Filter for InterPodAffinity {
                     count(&mut anti, node, &term.topology_key, 1);
                 }
             }
-        }
-        if existing_anti.is_empty() && own.required.is_empty() && own.required_anti.is_empty() {
-            return Prepared::Skip;
         }
         // The first pod of a group that wants its own company may go anywhere.
         let first_of_its_kind =
@@ -69,7 +72,7 @@ impl Filter for InterPodAffinity {
             if own.required_anti.iter().any(|t| in_domain(&anti, node, &t.topology_key)) {
                 return Err(Rejection::resolvable("node(s) didn't match pod anti-affinity rules"));
             }
-            if existing_anti.keys().any(|(key, value)| node.label(key) == Some(value)) {
+            if existing_anti.keys().any(|key| in_domain(&existing_anti, node, key)) {
                 return Err(Rejection::resolvable(
                     "node(s) didn't satisfy existing pods anti-affinity rules",
                 ));
@@ -103,29 +106,33 @@ impl Score for InterPodAffinity {
 
     fn score(&self, pod: &PodInfo, nodes: &[&NodeInfo], snapshot: &Snapshot) -> Option<Vec<i64>> {
         let namespaces = &*snapshot.namespaces;
+        let cares = !pod.affinity.preferred.is_empty() || !pod.affinity.preferred_anti.is_empty();
         let mut domains = Domains::new();
-        for node in &snapshot.nodes {
+        for node in snapshot.nodes.iter().filter(|node| cares || node.choosy > 0) {
             for placed in &node.pods {
-                let mut weigh = |term: &AffinityTerm, about: &PodInfo, weight: i64| {
+                let (placed, own, its) = (&**placed, &pod.affinity, &placed.affinity);
+                let preferred = own.preferred.iter().map(|t| (t, placed, t.weight));
+                let shunned = own.preferred_anti.iter().map(|t| (t, placed, -t.weight));
+                let required_by = its.required.iter().map(|t| (t, pod, HARD_AFFINITY_WEIGHT));
+                let preferred_by = its.preferred.iter().map(|t| (t, pod, t.weight));
+                let shunned_by = its.preferred_anti.iter().map(|t| (t, pod, -t.weight));
+                let terms = preferred.chain(shunned).chain(required_by).chain(preferred_by).chain(shunned_by);
+                for (term, about, weight) in terms {
                     if term.matches(&about.pod, namespaces) {
                         count(&mut domains, node, &term.topology_key, weight);
                     }
-                };
-                pod.affinity.preferred.iter().for_each(|t| weigh(t, placed, t.weight));
-                pod.affinity.preferred_anti.iter().for_each(|t| weigh(t, placed, -t.weight));
-                placed.affinity.required.iter().for_each(|t| weigh(t, pod, HARD_AFFINITY_WEIGHT));
-                placed.affinity.preferred.iter().for_each(|t| weigh(t, pod, t.weight));
-                placed.affinity.preferred_anti.iter().for_each(|t| weigh(t, pod, -t.weight));
+                }
             }
         }
         if domains.is_empty() {
             return None;
         }
+        let weight = |node: &NodeInfo, key: &str, values: &HashMap<&str, i64>| {
+            node.label(key).and_then(|value| values.get(value)).copied().unwrap_or(0)
+        };
         let raw: Vec<i64> = nodes
             .iter()
-            .map(|node| {
-                domains.iter().filter(|((k, v), _)| node.label(k) == Some(v)).map(|(_, weight)| weight).sum()
-            })
+            .map(|node| domains.iter().map(|(key, values)| weight(node, key, values)).sum())
             .collect();
         let (least, most) = (raw.iter().min().copied()?, raw.iter().max().copied()?);
         let stretch =

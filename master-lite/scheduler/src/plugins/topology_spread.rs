@@ -1,6 +1,6 @@
 //! Topology spread constraints.
 
-use std::collections::BTreeMap;
+use std::collections::HashMap;
 
 use k8s_openapi::api::core::v1::{Pod, TopologySpreadConstraint};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelectorRequirement;
@@ -9,6 +9,9 @@ use keelson_client::{Selector, meta, pods, taints};
 use super::node::accepted;
 use crate::framework::{ClusterEvent, Filter, MAX_SCORE, Prepared, Rejection, Score};
 use crate::node_info::{NodeInfo, PodInfo, Snapshot};
+
+/// The label by which every node is told from the others.
+const HOSTNAME: &str = "kubernetes.io/hostname";
 
 /// Keeps the numbers of matching pods in different domains close together.
 pub struct PodTopologySpread;
@@ -57,7 +60,7 @@ impl Constraint {
     /// Upstream's system defaults: soft, three a host and five a zone.
     fn defaults(pod: &Pod) -> Vec<Self> {
         let Some(owner) = meta::controller_of(&pod.metadata) else { return Vec::new() };
-        [("kubernetes.io/hostname", 3), ("topology.kubernetes.io/zone", 5)]
+        [(HOSTNAME, 3), ("topology.kubernetes.io/zone", 5)]
             .map(|(key, max_skew)| Constraint {
                 max_skew,
                 key: key.into(),
@@ -85,22 +88,31 @@ impl Constraint {
         (!self.honour_affinity || accepted(pod, &node.node)) && (!self.honour_taints || tolerated())
     }
 
+    /// How many pods like this one a node has.
+    fn count_on(&self, pod: &Pod, node: &NodeInfo) -> i64 {
+        let alike = match &self.alike {
+            Alike::SameController(uid) => return node.owners.get(uid.as_str()).copied().unwrap_or(0).into(),
+            Alike::Selected(_) => {
+                node.pods.iter().filter(|p| !pods::is_terminating(&p.pod) && self.is_alike(pod, &p.pod))
+            }
+        };
+        i64::try_from(alike.count()).unwrap_or(i64::MAX)
+    }
+
     /// How many pods like this one each domain has.
-    fn count<'n>(&self, pod: &Pod, nodes: impl Iterator<Item = &'n NodeInfo>) -> BTreeMap<String, i64> {
-        let mut domains = BTreeMap::new();
+    fn count<'n>(&self, pod: &Pod, nodes: impl Iterator<Item = &'n NodeInfo>) -> Domains<'n> {
+        let mut domains = Domains::new();
         for node in nodes.filter(|node| self.includes(pod, node)) {
             if let Some(value) = node.label(&self.key) {
-                let alike = node
-                    .pods
-                    .iter()
-                    .filter(|p| !pods::is_terminating(&p.pod) && self.is_alike(pod, &p.pod))
-                    .count();
-                *domains.entry(value.to_owned()).or_insert(0) += i64::try_from(alike).unwrap_or(i64::MAX);
+                *domains.entry(value).or_insert(0) += self.count_on(pod, node);
             }
         }
         domains
     }
 }
+
+/// Numbers of pods, by the value of the label that tells domains apart.
+type Domains<'n> = HashMap<&'n str, i64>;
 
 fn constraints(pod: &Pod, when: &str) -> Vec<Constraint> {
     let all = pod.spec.as_ref().and_then(|s| s.topology_spread_constraints.as_deref()).unwrap_or_default();
@@ -129,20 +141,24 @@ impl Filter for PodTopologySpread {
                 .map(|n| &**n)
                 .filter(move |node| keys.iter().all(|key| node.label(key).is_some()))
         };
-        let domains: Vec<BTreeMap<String, i64>> =
-            constraints.iter().map(|c| c.count(&pod.pod, counted())).collect();
+        let domains: Vec<(Domains<'_>, i64, i64)> = constraints
+            .iter()
+            .map(|constraint| {
+                let domains = constraint.count(&pod.pod, counted());
+                let too_few = constraint
+                    .min_domains
+                    .is_some_and(|least| i64::try_from(domains.len()).unwrap_or(i64::MAX) < least);
+                let least = if too_few { 0 } else { domains.values().copied().min().unwrap_or(0) };
+                (domains, least, i64::from(constraint.is_alike(&pod.pod, &pod.pod)))
+            })
+            .collect();
         Prepared::Check(Box::new(move |node| {
-            for (constraint, domains) in constraints.iter().zip(&domains) {
+            for (constraint, (domains, least, own)) in constraints.iter().zip(&domains) {
                 let Some(value) = node.label(&constraint.key) else {
                     return Err(Rejection::unresolvable(
                         "node(s) didn't match pod topology spread constraints (missing required label)",
                     ));
                 };
-                let too_few = constraint
-                    .min_domains
-                    .is_some_and(|least| i64::try_from(domains.len()).unwrap_or(i64::MAX) < least);
-                let least = if too_few { 0 } else { domains.values().copied().min().unwrap_or(0) };
-                let own = i64::from(constraint.is_alike(&pod.pod, &pod.pod));
                 let present = domains.get(value).copied().unwrap_or(0);
                 if present + own - least > constraint.max_skew {
                     return Err(Rejection::resolvable(
@@ -182,12 +198,24 @@ impl Score for PodTopologySpread {
         }
         let mut raw = vec![0.0f64; nodes.len()];
         for constraint in &constraints {
-            let domains = constraint.count(&pod.pod, snapshot.nodes.iter().map(|n| &**n));
             // A key with many domains weighs more, for its counts are smaller.
-            let weight = ((domains.len() + 2) as f64).ln();
+            let weight = |domains: usize| ((domains + 2) as f64).ln();
+            let scored = |count: i64, weight: f64| count as f64 * weight + (constraint.max_skew - 1) as f64;
+            // As upstream: each node is a domain of its own, and only those are counted that are asked about.
+            if constraint.key == HOSTNAME {
+                let weight = weight(nodes.len());
+                for (total, node) in raw.iter_mut().zip(nodes) {
+                    if node.label(HOSTNAME).is_some() {
+                        *total += scored(constraint.count_on(&pod.pod, node), weight);
+                    }
+                }
+                continue;
+            }
+            let domains = constraint.count(&pod.pod, snapshot.nodes.iter().map(|n| &**n));
+            let weight = weight(domains.len());
             for (total, node) in raw.iter_mut().zip(nodes) {
                 if let Some(count) = node.label(&constraint.key).and_then(|value| domains.get(value)) {
-                    *total += *count as f64 * weight + (constraint.max_skew - 1) as f64;
+                    *total += scored(*count, weight);
                 }
             }
         }
