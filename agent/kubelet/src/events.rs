@@ -186,6 +186,13 @@ impl Correlator {
     }
 }
 
+/// Whether the server refuses what belongs to a namespace that is being deleted.
+fn ending(error: &kube::Error) -> bool {
+    let kube::Error::Api(status) = error else { return false };
+    let causes = status.details.iter().flat_map(|details| &details.causes);
+    causes.into_iter().any(|cause| cause.reason == "NamespaceTerminating")
+}
+
 impl EventSink {
     /// Sends events until `shutdown`.
     pub async fn run(mut self, shutdown: CancellationToken) {
@@ -199,8 +206,22 @@ impl EventSink {
             let sent = tokio::time::timeout(TIMEOUT, self.send(&record, step)).await;
             match sent {
                 Ok(Ok(())) => {}
-                Ok(Err(error)) => tracing::warn!(%error, reason = record.reason, "event not recorded"),
-                Err(_elapsed) => tracing::warn!(reason = record.reason, "event not recorded in time"),
+                Ok(Err(error)) => {
+                    let (reason, message) = (&record.reason, &record.message);
+                    // Nothing is recorded in a namespace that goes.
+                    if ending(&error) {
+                        tracing::debug!(%error, reason, message, "event not recorded");
+                    } else {
+                        tracing::warn!(%error, reason, message, "event not recorded");
+                    }
+                }
+                Err(_elapsed) => {
+                    tracing::warn!(
+                        reason = record.reason,
+                        message = record.message,
+                        "event not recorded in time"
+                    );
+                }
             }
         }
     }

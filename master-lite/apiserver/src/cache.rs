@@ -27,6 +27,7 @@ use tokio::sync::watch;
 
 pub use resource::{CacheWatch, ResourceCache, WatchMessage};
 
+use crate::authz::relations::References;
 use crate::extension::ObjectReader;
 use crate::filter::Filter;
 use crate::status::{Result, StatusError};
@@ -49,7 +50,10 @@ pub struct CachedObject {
     /// Values of the storage row's selectable fields, in their order.
     pub fields: Box<[Box<str>]>,
     spliced: Spliced,
+    /// Whether trees are kept: of pods they would be most of the master's memory.
+    keeps_value: bool,
     value: OnceLock<Arc<Value>>,
+    references: OnceLock<Arc<References>>,
 }
 
 impl CachedObject {
@@ -89,7 +93,9 @@ impl CachedObject {
             labels,
             fields: crate::filter::selectable_values(storage, &picked),
             spliced,
+            keeps_value: storage.group_resource() != GroupResource::new("", "pods"),
             value: OnceLock::new(),
+            references: OnceLock::new(),
         })
     }
 
@@ -102,7 +108,9 @@ impl CachedObject {
             labels: self.labels.clone(),
             fields: self.fields.clone(),
             spliced: self.spliced.at_revision(revision),
+            keeps_value: self.keeps_value,
             value: OnceLock::new(),
+            references: OnceLock::new(),
         }
     }
 
@@ -111,10 +119,16 @@ impl CachedObject {
         self.spliced.json()
     }
 
-    /// As a tree; parsed once and kept.
+    /// As a tree; parsed once and kept, unless the object is one of many.
     pub fn value(&self) -> Arc<Value> {
         // That it is JSON was seen when the object was read.
-        self.value.get_or_init(|| Arc::new(self.spliced.value().unwrap_or(Value::Null))).clone()
+        let parse = || Arc::new(self.spliced.value().unwrap_or(Value::Null));
+        if self.keeps_value { self.value.get_or_init(parse).clone() } else { parse() }
+    }
+
+    /// What it refers to, if it is a pod; read once and kept.
+    fn references(&self) -> Arc<References> {
+        self.references.get_or_init(|| Arc::new(References::of(&self.parse()))).clone()
     }
 
     /// As a tree, without keeping it.
@@ -319,16 +333,24 @@ impl ObjectReader for WatchCache {
         cache.snapshot(namespace).iter().map(|object| object.value()).collect()
     }
 
-    fn list_selected(
+    fn field(
         &self,
         resource: &GroupResource,
         namespace: Option<&str>,
+        name: &str,
         field: &str,
-        value: &str,
-    ) -> Vec<Arc<Value>> {
-        let Some(cache) = self.resource(resource) else { return Vec::new() };
-        let Some(filter) = Filter::field(cache.row(), namespace, field, value) else { return Vec::new() };
-        cache.select(&filter, 0).0.iter().map(|object| object.value()).collect()
+    ) -> Option<String> {
+        let cache = self.resource(resource)?;
+        let place = cache.row().selectable_fields.iter().position(|f| f.name == field)?;
+        let object = cache.get(namespace.unwrap_or_default(), name)?;
+        Some(object.fields.get(place)?.to_string())
+    }
+
+    fn references_on(&self, node: &str, namespace: &str) -> Vec<Arc<References>> {
+        let Some(cache) = self.resource(&GroupResource::new("", "pods")) else { return Vec::new() };
+        let bound = Filter::field(cache.row(), Some(namespace), "spec.nodeName", node);
+        let bound = bound.map(|bound| cache.select(&bound, 0).0).unwrap_or_default();
+        bound.iter().map(|pod| pod.references()).collect()
     }
 
     fn resource_version(&self, resource: &GroupResource) -> u64 {

@@ -17,6 +17,7 @@ use serde_json::Value;
 use crate::admission::dynamic::Dynamic;
 pub use crate::admission::hooks::{HookView, Hooks};
 use crate::aggregator::FrontProxy;
+use crate::authz::relations::References;
 pub use crate::core::LateCore;
 pub use crate::request_info::RequestInfo;
 pub use crate::status::{Result, StatusError};
@@ -237,19 +238,25 @@ pub trait ObjectReader: Send + Sync + 'static {
     fn get(&self, resource: &GroupResource, namespace: Option<&str>, name: &str) -> Option<Arc<Value>>;
     /// All objects of a namespace, or of all (`None`), in the order of their keys.
     fn list(&self, resource: &GroupResource, namespace: Option<&str>) -> Vec<Arc<Value>>;
-    /// Those of [`list`](Self::list) whose `field`, a selectable one such as `spec.nodeName`, has this value. A cache
-    /// that keeps selectable fields answers without reading the other objects.
-    fn list_selected(
+    /// Value of a selectable field, such as `spec.nodeName`, of one object. A cache that keeps these answers without
+    /// reading the object.
+    fn field(
         &self,
         resource: &GroupResource,
         namespace: Option<&str>,
+        name: &str,
         field: &str,
-        value: &str,
-    ) -> Vec<Arc<Value>> {
+    ) -> Option<String> {
         let pointer = format!("/{}", field.replace('.', "/"));
-        let mut found = self.list(resource, namespace);
-        found.retain(|object| object.pointer(&pointer).and_then(Value::as_str).unwrap_or_default() == value);
-        found
+        let object = self.get(resource, namespace, name)?;
+        Some(object.pointer(&pointer).and_then(Value::as_str).unwrap_or_default().to_owned())
+    }
+    /// What the pods of a namespace that are bound to a node refer to, each on its own. A cache finds them without
+    /// reading the pods again.
+    fn references_on(&self, node: &str, namespace: &str) -> Vec<Arc<References>> {
+        let pods = self.list(&GroupResource::new("", "pods"), Some(namespace));
+        let bound = pods.iter().filter(|pod| pod["spec"]["nodeName"].as_str().unwrap_or_default() == node);
+        bound.map(|pod| Arc::new(References::of(pod))).collect()
     }
     /// The store's revision up to which `resource` is read. Changes when an object of the resource changes, so
     /// that a reader may keep what it derived from a list as long as this stays the same.

@@ -4,6 +4,8 @@
 //! watch cache itself, by looking at the node's pods in the one namespace in question: nothing to keep in step, and a node
 //! that has just seen its pod in a watch is never refused because a graph lags behind.
 
+use std::collections::BTreeSet;
+
 use keelson_api::meta::GroupResource;
 use serde_json::Value;
 
@@ -41,8 +43,8 @@ pub fn related(reader: &dyn ObjectReader, node: &str, kind: Related, namespace: 
     let core = |resource: &str| GroupResource::new("", resource);
     match kind {
         Related::Pod => reader
-            .get(&core("pods"), Some(namespace), name)
-            .is_some_and(|pod| text(&pod, "/spec/nodeName") == node),
+            .field(&core("pods"), Some(namespace), name, "spec.nodeName")
+            .is_some_and(|bound_to| bound_to == node),
         Related::PersistentVolume => reader
             .get(&core("persistentvolumes"), None, name)
             .is_some_and(|pv| volume_related(reader, node, &pv)),
@@ -65,10 +67,7 @@ fn owned(reader: &dyn ObjectReader, group: &str, resource: &str, name: &str, nod
 }
 
 fn pod_related(reader: &dyn ObjectReader, node: &str, kind: Related, namespace: &str, name: &str) -> bool {
-    reader
-        .list_selected(&GroupResource::new("", "pods"), Some(namespace), "spec.nodeName", node)
-        .iter()
-        .any(|pod| !is_mirror(pod) && references(pod, kind, name))
+    reader.references_on(node, namespace).iter().any(|references| references.have(kind, name))
 }
 
 fn volume_related(reader: &dyn ObjectReader, node: &str, volume: &Value) -> bool {
@@ -81,14 +80,46 @@ pub(crate) fn is_mirror(pod: &Value) -> bool {
     pod["metadata"]["annotations"].get(MIRROR_POD).is_some()
 }
 
-fn references(pod: &Value, kind: Related, name: &str) -> bool {
-    match kind {
-        Related::Secret => secret_names(pod).any(|n| n == name),
-        Related::ConfigMap => config_map_names(pod).any(|n| n == name),
-        Related::ServiceAccount => text(pod, "/spec/serviceAccountName") == name,
-        Related::PersistentVolumeClaim => claim_names(pod).any(|n| n == name),
-        Related::ResourceClaim => resource_claim_names(pod).any(|n| n == name),
-        _ => false,
+/// Names of what one pod refers to in its namespace; of a mirror pod, which grants nothing, there are none.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct References {
+    secrets: Names,
+    config_maps: Names,
+    service_account: Box<str>,
+    claims: Names,
+    resource_claims: Names,
+}
+
+type Names = Box<[Box<str>]>;
+
+impl References {
+    /// Reads a pod.
+    pub fn of(pod: &Value) -> Self {
+        if is_mirror(pod) {
+            return Self::default();
+        }
+        fn distinct(names: impl Iterator<Item = impl AsRef<str>>) -> Names {
+            names.map(|name| Box::from(name.as_ref())).collect::<BTreeSet<Box<str>>>().into_iter().collect()
+        }
+        Self {
+            secrets: distinct(secret_names(pod)),
+            config_maps: distinct(config_map_names(pod)),
+            service_account: text(pod, "/spec/serviceAccountName").into(),
+            claims: distinct(claim_names(pod)),
+            resource_claims: distinct(resource_claim_names(pod)),
+        }
+    }
+
+    fn have(&self, kind: Related, name: &str) -> bool {
+        let among = |names: &Names| names.iter().any(|n| **n == *name);
+        match kind {
+            Related::Secret => among(&self.secrets),
+            Related::ConfigMap => among(&self.config_maps),
+            Related::ServiceAccount => *self.service_account == *name,
+            Related::PersistentVolumeClaim => among(&self.claims),
+            Related::ResourceClaim => among(&self.resource_claims),
+            _ => false,
+        }
     }
 }
 

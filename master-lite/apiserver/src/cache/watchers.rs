@@ -12,8 +12,9 @@ use super::resource::WatchMessage;
 use super::{CacheEvent, CachedObject, EventType};
 use crate::filter::{Filter, Place};
 
-/// Changes a watcher may be behind before it is dropped.
-const QUEUE: usize = 1024;
+/// Changes a watcher may be behind before it is dropped: seconds of a busy cluster. All watchers share the changes
+/// themselves; what one that is behind costs by itself is a pointer each.
+const QUEUE: usize = 8192;
 /// So many may be added before those that have gone are looked for.
 const SWEEP: usize = 64;
 

@@ -114,12 +114,14 @@ impl Controller {
         let (first, rest): (Vec<Served>, Vec<Served>) =
             deletable.partition(|s| s.resource.group.is_empty() && s.resource.plural == "pods");
         for batch in [first, rest] {
+            let failures = remaining.failures.len();
             for resource in &batch {
                 if let Err(error) = self.delete_all(namespace, resource, remaining).await {
                     remaining.failures.push(meta::message(&error));
                 }
             }
-            if remaining.is_any() {
+            // Pods that could not be deleted may be there still.
+            if remaining.is_any() || remaining.failures.len() > failures {
                 return;
             }
         }
