@@ -10,6 +10,7 @@ mod objects;
 mod pod_start;
 mod runc;
 mod schedule;
+mod service;
 mod store_pods;
 mod wire;
 
@@ -45,6 +46,8 @@ enum Command {
     Schedule(schedule::Args),
     /// Ask a server of cluster DNS, and time its answers.
     Dns(dns::Args),
+    /// Load Services, and time connections, answers and changes.
+    Service(service::Args),
 }
 
 fn main() -> ExitCode {
@@ -70,6 +73,7 @@ fn run() -> Result<()> {
         Command::Api(args) => block_on(api::run(&args)),
         Command::Schedule(args) => block_on(schedule::run(&args)),
         Command::Dns(args) => dns::run(&args),
+        Command::Service(args) => service::run(&args),
     }
 }
 

@@ -3,7 +3,7 @@
 //! machine's, `/etc`, `/var`, `/opt` and `/run` are its own, cgroup2 is at `/sys/fs/cgroup`.
 //!
 //! [`host`] makes and enters one host, [`network`] joins them, [`cluster`] puts the daemons in and takes all away
-//! again, [`disk`] makes disks that can be full, [`registry`] serves images inside a cluster, [`snapshot`] tells whether anything was left behind on the machine,
+//! again, [`place`] makes namespaces inside of a host that are joined to it as pods are, [`disk`] makes disks that can be full, [`registry`] serves images inside a cluster, [`snapshot`] tells whether anything was left behind on the machine,
 //! and [`node_state`] what a node holds for its pods.
 
 mod bpf;
@@ -13,6 +13,7 @@ pub mod fixture;
 pub mod host;
 pub mod network;
 pub mod node_state;
+pub mod place;
 pub mod registry;
 pub mod sample;
 pub mod snapshot;

@@ -90,7 +90,7 @@ impl Row {
 }
 
 /// Three digits that count, more before the point.
-fn digits(value: f64) -> String {
+pub fn digits(value: f64) -> String {
     match value.abs() {
         small if small < 10.0 => format!("{value:.2}"),
         middle if middle < 100.0 => format!("{value:.1}"),

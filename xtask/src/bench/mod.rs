@@ -10,6 +10,7 @@ mod footprint;
 mod plane;
 mod pod_start;
 mod schedule;
+mod service;
 mod simulate;
 mod stats;
 mod upstream;
@@ -52,6 +53,8 @@ enum Bench {
     Schedule(schedule::ScheduleArgs),
     /// Questions to the node's DNS, beside CoreDNS.
     Dns(dns::DnsArgs),
+    /// Connections, bytes and changes through Services, beside direct ones and upstream's kube-proxy.
+    Service(service::ServiceArgs),
 }
 
 /// Image that the pods of the benchmarks run, and that peers run too.
@@ -75,6 +78,7 @@ pub fn run(args: &BenchArgs) -> Result<()> {
         Bench::Api(args) => api::run(args, &mut steps),
         Bench::Schedule(args) => schedule::run(args, &mut steps),
         Bench::Dns(args) => dns::run(args, &mut steps),
+        Bench::Service(args) => service::run(args, &mut steps),
     }
 }
 

@@ -1,7 +1,7 @@
 //! A control plane that is measured beside another one: its processes in the master's host, and the client that loads it.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -76,7 +76,7 @@ impl Plane {
         let deadline = Instant::now() + LIMIT;
         loop {
             if let Some(process) = self.processes.iter().find(|process| ended(process.pid)) {
-                bail!("{} ended:\n{}", process.unit, self.last_words(process.unit));
+                bail!("{} ended:\n{}", process.unit, last_words(&self.host, process.unit));
             }
             match self.client("api", &["ready", "--limit", "2"]) {
                 Ok(_) => return Ok(()),
@@ -84,12 +84,6 @@ impl Plane {
                 Err(_not_yet) => {}
             }
         }
-    }
-
-    fn last_words(&self, unit: &str) -> String {
-        let log = fs::read_to_string(self.host.dir.join(format!("log/{unit}.log"))).unwrap_or_default();
-        let tail: Vec<&str> = log.lines().rev().take(15).collect();
-        tail.into_iter().rev().collect::<Vec<_>>().join("\n")
     }
 
     fn cgroup(&self, process: &Process) -> PathBuf {
@@ -108,18 +102,7 @@ impl Plane {
     }
 
     fn set_frozen(&self, process: &Process, frozen: bool) -> Result<()> {
-        let cgroup = self.cgroup(process);
-        fs::write(cgroup.join("cgroup.freeze"), if frozen { "1" } else { "0" })
-            .with_context(|| format!("freeze or thaw {}", process.unit))?;
-        let wanted = if frozen { "frozen 1" } else { "frozen 0" };
-        let deadline = Instant::now() + LIMIT;
-        while !fs::read_to_string(cgroup.join("cgroup.events"))?.lines().any(|line| line == wanted) {
-            if Instant::now() > deadline {
-                bail!("{} does not become '{wanted}'", process.unit);
-            }
-            std::thread::sleep(Duration::from_millis(5));
-        }
-        Ok(())
+        set_frozen(&self.cgroup(process), frozen)
     }
 
     /// PSS of each of its processes, MB.
@@ -178,6 +161,28 @@ impl Plane {
         }
         Ok(())
     }
+}
+
+/// Stops all processes of a cgroup where they are, or lets them go on, and waits until that is so.
+pub fn set_frozen(cgroup: &Path, frozen: bool) -> Result<()> {
+    fs::write(cgroup.join("cgroup.freeze"), if frozen { "1" } else { "0" })
+        .with_context(|| format!("freeze or thaw {}", cgroup.display()))?;
+    let wanted = if frozen { "frozen 1" } else { "frozen 0" };
+    let deadline = Instant::now() + LIMIT;
+    while !fs::read_to_string(cgroup.join("cgroup.events"))?.lines().any(|line| line == wanted) {
+        if Instant::now() > deadline {
+            bail!("{} does not become '{wanted}'", cgroup.display());
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    Ok(())
+}
+
+/// The last lines of what a daemon logged.
+pub fn last_words(host: &Host, unit: &str) -> String {
+    let log = fs::read_to_string(host.dir.join(format!("log/{unit}.log"))).unwrap_or_default();
+    let tail: Vec<&str> = log.lines().rev().take(15).collect();
+    tail.into_iter().rev().collect::<Vec<_>>().join("\n")
 }
 
 /// `usage_usec` of a cgroup's `cpu.stat`, in seconds.
