@@ -4,6 +4,7 @@
 //! a ClusterIP, those of `internalTrafficPolicy`; an external or balancer address, or a node port of this node, all; a node
 //! port of another node with `externalTrafficPolicy: Local`, that node's, as if it had been asked.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 
@@ -47,6 +48,8 @@ pub struct MapImage {
     pub claimed: BTreeSet<Be32>,
     /// Addresses of nodes.
     pub nodes: BTreeMap<Be32, NodePlace>,
+    /// Keys that several Service ports want, of which one has them.
+    pub contested: BTreeSet<FrontendKey>,
 }
 
 impl MapImage {
@@ -55,9 +58,14 @@ impl MapImage {
         let index = self.targets.len();
         let mut used = false;
         for key in keys {
-            if let std::collections::btree_map::Entry::Vacant(free) = self.frontends.entry(key) {
-                free.insert(index);
-                used = true;
+            match self.frontends.entry(key) {
+                Entry::Vacant(free) => {
+                    free.insert(index);
+                    used = true;
+                }
+                Entry::Occupied(_) => {
+                    self.contested.insert(key);
+                }
             }
         }
         if used {
@@ -76,7 +84,7 @@ pub fn compile<'a>(
 ) -> MapImage {
     let by_service = by_service(slices);
     let mut ordered: Vec<&Service> = services.into_iter().collect();
-    ordered.sort_by_key(|service| {
+    ordered.sort_by_cached_key(|service| {
         let meta = &service.metadata;
         (meta.creation_timestamp.clone(), meta.namespace.clone(), meta.name.clone())
     });

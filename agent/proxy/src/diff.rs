@@ -12,7 +12,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use keelson_ebpf_abi::{Backend, Frontend, FrontendKey, NodePlace, SlotKey};
 
-use crate::compile::MapImage;
+use crate::compile::{MapImage, Target};
+use crate::refresh::Refreshed;
 
 /// What the kernel's maps hold.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -86,32 +87,11 @@ pub fn diff(installed: &Installed, image: &MapImage) -> Vec<MapOp> {
     let mut forget = Vec::new();
     for (target, keys) in image.targets.iter().zip(&keys_of) {
         let known = keys.iter().find_map(|key| installed.frontends.get(key));
-        let count = u32::try_from(target.backends.len()).unwrap_or(u32::MAX);
         let service = numbers.claim(known);
-        let frontend = match known {
-            // The same endpoints: their slots stay.
-            Some(known)
-                if known.service == service
-                    && installed.backends(known) == target.backends
-                    && known.slots == count =>
-            {
-                Frontend { affinity_seconds: target.affinity_seconds, ..*known }
-            }
-            _ => {
-                let generation = numbers.next_generation(service);
-                for (slot, backend) in (0..).zip(&target.backends) {
-                    slots.push(MapOp::PutSlot(SlotKey { service, generation, slot }, *backend));
-                }
-                Frontend { service, generation, slots: count, affinity_seconds: target.affinity_seconds }
-            }
-        };
-        if let Some(known) = known
-            && known.affinity_seconds != 0
-        {
-            let stay: BTreeSet<&Backend> = target.backends.iter().collect();
-            let gone = installed.backends(known).into_iter().filter(|backend| !stay.contains(backend));
-            forget.extend(gone.map(|backend| MapOp::ForgetAffinity { service: known.service, backend }));
-        }
+        let next = || numbers.next_generation(service);
+        let (frontend, puts) = settle(installed, known, service, next, target);
+        slots.extend(puts);
+        forget.extend(known.into_iter().flat_map(|known| forgotten(installed, known, target)));
         for key in keys {
             wanted.insert(*key, frontend);
         }
@@ -129,6 +109,74 @@ pub fn diff(installed: &Installed, image: &MapImage) -> Vec<MapOp> {
     let stale = installed.slots.keys().filter(|key| !used.contains(&(key.service, key.generation)));
     let stale = stale.map(|key| MapOp::DeleteSlot(*key));
     slots.into_iter().chain(frontends).chain(stale).chain(forget).collect()
+}
+
+/// The frontend that a target has from now on, and the slots that must be there first.
+fn settle(
+    installed: &Installed,
+    known: Option<&Frontend>,
+    service: u32,
+    next_generation: impl FnOnce() -> u32,
+    target: &Target,
+) -> (Frontend, Vec<MapOp>) {
+    let count = u32::try_from(target.backends.len()).unwrap_or(u32::MAX);
+    match known {
+        // The same endpoints: their slots stay.
+        Some(known)
+            if known.service == service
+                && installed.backends(known) == target.backends
+                && known.slots == count =>
+        {
+            (Frontend { affinity_seconds: target.affinity_seconds, ..*known }, Vec::new())
+        }
+        _ => {
+            let generation = next_generation();
+            let key = |slot| SlotKey { service, generation, slot };
+            let puts = (0..).zip(&target.backends).map(|(slot, backend)| MapOp::PutSlot(key(slot), *backend));
+            let affinity_seconds = target.affinity_seconds;
+            (Frontend { service, generation, slots: count, affinity_seconds }, puts.collect())
+        }
+    }
+}
+
+/// Endpoints that clients with affinity were given and that are gone.
+fn forgotten(installed: &Installed, known: &Frontend, target: &Target) -> Vec<MapOp> {
+    if known.affinity_seconds == 0 {
+        return Vec::new();
+    }
+    let stay: BTreeSet<&Backend> = target.backends.iter().collect();
+    let gone = installed.backends(known).into_iter().filter(|backend| !stay.contains(backend));
+    gone.map(|backend| MapOp::ForgetAffinity { service: known.service, backend }).collect()
+}
+
+/// As [`diff`], where only these targets have changed since all of the image was installed; it takes as long as they do,
+/// however many others there are. None where something is not there that should be.
+pub(crate) fn diff_refreshed(
+    installed: &Installed,
+    image: &MapImage,
+    refreshed: &[Refreshed],
+) -> Option<Vec<MapOp>> {
+    let (mut slots, mut frontends, mut stale, mut forget) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    for Refreshed { target, keys } in refreshed {
+        let target = image.targets.get(*target)?;
+        let known = installed.frontends.get(keys.first()?)?;
+        if keys.iter().any(|key| installed.frontends.get(key) != Some(known)) {
+            return None;
+        }
+        let all = |slot, generation| SlotKey { service: known.service, generation, slot };
+        let held = || installed.slots.range(all(0, 0)..=all(u32::MAX, u32::MAX)).map(|(key, _)| key);
+        let highest = held().map(|key| key.generation).fold(known.generation, u32::max);
+        let (frontend, puts) =
+            settle(installed, Some(known), known.service, || highest.wrapping_add(1), target);
+        slots.extend(puts);
+        if frontend != *known {
+            frontends.extend(keys.iter().map(|key| MapOp::PutFrontend(*key, frontend)));
+        }
+        let unused = held().filter(|key| key.generation != frontend.generation);
+        stale.extend(unused.map(|key| MapOp::DeleteSlot(*key)));
+        forget.extend(forgotten(installed, known, target));
+    }
+    Some(slots.into_iter().chain(frontends).chain(stale).chain(forget).collect())
 }
 
 /// Numbers of Service ports, and the highest generation that each has in the kernel.
@@ -263,6 +311,47 @@ mod tests {
         }
     }
 
+    proptest! {
+        /// The short way comes to where the long one does, and shows no half Service on the way either.
+        #[test]
+        fn refreshed_targets_end_where_a_whole_comparison_does(
+            image in any_image(),
+            others in proptest::collection::vec(proptest::collection::btree_set(1u8..8, 0..5), 0..11),
+        ) {
+            let mut installed = Installed::default();
+            for op in diff(&installed, &image) {
+                installed.apply(&op);
+            }
+            let before = seen(&installed);
+            let mut next = image.clone();
+            let mut refreshed = Vec::new();
+            for (target, backends) in others.iter().enumerate().take(image.targets.len()) {
+                next.targets[target].backends = backends.iter().copied().map(backend).collect();
+                let keys: Vec<FrontendKey> =
+                    image.frontends.iter().filter(|(_, of)| **of == target).map(|(key, _)| *key).collect();
+                refreshed.push(Refreshed { target, keys });
+            }
+            let wanted: BTreeMap<FrontendKey, Vec<Backend>> =
+                next.frontends.iter().map(|(key, target)| (*key, next.targets[*target].backends.clone())).collect();
+            let ops = diff_refreshed(&installed, &next, &refreshed).unwrap();
+            for op in ops {
+                installed.apply(&op);
+                for (key, now) in seen(&installed) {
+                    prop_assert!(Some(&now) == before.get(&key) || Some(&now) == wanted.get(&key));
+                }
+            }
+            prop_assert_eq!(seen(&installed), wanted);
+            prop_assert!(diff(&installed, &next).is_empty());
+        }
+    }
+
+    #[test]
+    fn what_is_not_installed_is_not_refreshed() {
+        let image = MapImage { targets: vec![Target::default()], ..MapImage::default() };
+        let refreshed = [Refreshed { target: 0, keys: vec![key(1, 80)] }];
+        assert_eq!(diff_refreshed(&Installed::default(), &image, &refreshed), None);
+    }
+
     #[test]
     fn one_endpoint_more_is_one_frontend_write() {
         let image = |backends: &[u8]| MapImage {
@@ -273,6 +362,7 @@ mod tests {
             frontends: [(key(1, 80), 0)].into(),
             claimed: [key(1, 80).address].into(),
             nodes: [(key(9, 0).address, NodePlace::Here)].into(),
+            ..MapImage::default()
         };
         let mut installed = Installed::default();
         for op in diff(&installed, &image(&[1, 2])) {

@@ -1,28 +1,30 @@
 //! Keeps the maps at what the API says.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use futures::StreamExt;
 use ipnet::IpNet;
 use k8s_openapi::api::core::v1::{Node, NodeStatus, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use keelson_cni::services::{self, Forward};
-use kube::runtime::reflector::{self, Store};
+use kube::runtime::reflector::{self, ObjectRef, Store};
 use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Api, Client};
-use tokio::sync::Notify;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::compile::{NodeContext, compile};
-use crate::diff::diff;
+use crate::changes::{Change, Changes, Name};
+use crate::compile::{MapImage, NodeContext, compile};
+use crate::diff::{Installed, MapOp, diff, diff_refreshed};
 use crate::error::ProxyError;
-use crate::health::{HealthServer, checks};
+use crate::health::{Check, HealthServer, checks};
 use crate::kernel::Kernel;
 use crate::outside::forwards;
+use crate::refresh::refresh;
 
 /// How often the addresses of the node's interfaces are looked at though nothing changed in the API.
 const RESYNC: Duration = Duration::from_secs(30);
@@ -47,79 +49,161 @@ pub struct ProxyConfig {
 /// # Errors
 /// The programs can't be loaded. A change that can't be applied is logged and tried again with the next one.
 pub async fn run(client: Client, config: ProxyConfig, shutdown: CancellationToken) -> Result<(), ProxyError> {
-    let mut kernel = Kernel::attach(&config.cgroup, &config.pin_dir)?;
-    let mut node = NodeContext { name: config.node_name, addresses: Vec::new(), local: config.local };
-    let changed = Arc::new(Notify::new());
-    let (service_store, services_task) =
-        follow::<Service>(client.clone(), watcher::Config::default(), changed.clone(), |_| {}, |_| true);
+    let kernel = Kernel::attach(&config.cgroup, &config.pin_dir)?;
+    let changes = Changes::default();
+    let (services, services_task) =
+        follow::<Service>(client.clone(), watcher::Config::default(), |_| {}, |_| changes.anything());
     // Headless Services have no address to translate.
     let slices_config = watcher::Config::default().labels("!service.kubernetes.io/headless");
     let (slices, slices_task) =
-        follow::<EndpointSlice>(client.clone(), slices_config, changed.clone(), |_| {}, |_| true);
-    let (nodes, nodes_task) =
-        follow::<Node>(client, watcher::Config::default(), changed.clone(), trim, moved());
+        follow::<EndpointSlice>(client.clone(), slices_config, |_| {}, |event| changes.endpoints(event));
+    let mut moved = moved();
+    let (nodes, nodes_task) = follow::<Node>(client, watcher::Config::default(), trim, |event| {
+        if moved(event) {
+            changes.anything();
+        }
+    });
     tokio::pin!(services_task, slices_task, nodes_task);
-
-    let mut installed = kernel.installed()?;
-    let mut health = HealthServer::default();
-    let applying = async {
-        // Before all lists are whole nothing is touched: what an earlier agent left goes on serving.
-        if service_store.wait_until_ready().await.is_err()
-            || slices.wait_until_ready().await.is_err()
-            || nodes.wait_until_ready().await.is_err()
-        {
-            return Ok(());
-        }
-        loop {
-            let start = Instant::now();
-            let (service_list, slice_list, node_list) =
-                (service_store.state(), slices.state(), nodes.state());
-            let slice_refs: Vec<&EndpointSlice> = slice_list.iter().map(AsRef::as_ref).collect();
-            match addresses() {
-                Ok(addresses) => node.addresses = addresses,
-                Err(error) => tracing::warn!(%error, "can't list the node's addresses"),
-            }
-            let image = compile(
-                service_list.iter().map(AsRef::as_ref),
-                slice_refs.iter().copied(),
-                node_list.iter().map(AsRef::as_ref),
-                &node,
-            );
-            let forwards =
-                forwards(service_list.iter().map(AsRef::as_ref), slice_refs.iter().copied(), &node);
-            let checks = checks(service_list.iter().map(AsRef::as_ref), &slice_refs, &node.name);
-            let ops = diff(&installed, &image);
-            let mut failure = None;
-            for op in &ops {
-                match kernel.apply(op) {
-                    Ok(()) => installed.apply(op),
-                    Err(error) => {
-                        failure = Some(error);
-                        break;
-                    }
-                }
-            }
-            if let Some(error) = failure {
-                tracing::error!(%error, "can't apply a change of Services; trying again");
-                health.sync(&checks, false).await;
-                installed = kernel.installed()?;
-                tokio::time::sleep(Duration::from_secs(1)).await;
-                continue;
-            }
-            if !ops.is_empty() {
-                tracing::debug!(operations = ops.len(), took = ?start.elapsed(), "Services applied");
-            }
-            health.sync(&checks, forward(forwards, config.ranges.clone()).await).await;
-            // Either way it is time to look again.
-            let _ = tokio::time::timeout(RESYNC, changed.notified()).await;
-        }
+    let maps = Maps {
+        installed: kernel.installed()?,
+        kernel,
+        image: MapImage::default(),
+        node: NodeContext { name: config.node_name, addresses: Vec::new(), local: config.local },
+        services,
+        slices,
+        nodes,
     };
     tokio::select! {
         () = shutdown.cancelled() => Ok(()),
         () = &mut services_task => Ok(()),
         () = &mut slices_task => Ok(()),
         () = &mut nodes_task => Ok(()),
-        result = applying => result,
+        result = keep(maps, &changes, &config.ranges) => result,
+    }
+}
+
+/// Brings the maps, the rules for clients from outside, and the answers to balancers up to date whenever something changed.
+async fn keep(mut maps: Maps, changes: &Changes, ranges: &[IpNet]) -> Result<(), ProxyError> {
+    // Before all lists are whole nothing is touched: what an earlier agent left goes on serving.
+    if !maps.wait_until_ready().await {
+        return Ok(());
+    }
+    let mut health = HealthServer::default();
+    let mut change = Change::Anything;
+    let mut resync = Instant::now() + RESYNC;
+    loop {
+        let whole = match change {
+            Change::Anything => true,
+            // Nothing outside of the maps is about those that the short way takes.
+            Change::Endpoints(touched) => !maps.refresh(&touched),
+        };
+        if whole {
+            let outcome = maps.compile();
+            let checks = maps.checks();
+            if let Err(error) = outcome {
+                tracing::error!(%error, "can't apply a change of Services; trying again");
+                health.sync(&checks, false).await;
+                tokio::time::sleep(Duration::from_secs(1)).await;
+                change = Change::Anything;
+                continue;
+            }
+            health.sync(&checks, forward(maps.forwards(), ranges.to_vec()).await).await;
+            resync = Instant::now() + RESYNC;
+        }
+        change = match tokio::time::timeout_at(resync, changes.noted()).await {
+            Ok(()) => changes.take(),
+            Err(_it_is_time) => Change::Anything,
+        };
+    }
+}
+
+/// The maps, and what they are made of.
+struct Maps {
+    kernel: Kernel,
+    /// What they hold.
+    installed: Installed,
+    /// What they should hold, as it was last compiled.
+    image: MapImage,
+    node: NodeContext,
+    services: Store<Service>,
+    slices: Store<EndpointSlice>,
+    nodes: Store<Node>,
+}
+
+impl Maps {
+    /// Whether all lists are whole; false when that can't be any more.
+    async fn wait_until_ready(&self) -> bool {
+        self.services.wait_until_ready().await.is_ok()
+            && self.slices.wait_until_ready().await.is_ok()
+            && self.nodes.wait_until_ready().await.is_ok()
+    }
+
+    /// Compiles everything anew and applies what is different.
+    fn compile(&mut self) -> Result<(), ProxyError> {
+        let start = Instant::now();
+        match addresses() {
+            Ok(addresses) => self.node.addresses = addresses,
+            Err(error) => tracing::warn!(%error, "can't list the node's addresses"),
+        }
+        let (services, slices, nodes) = (self.services.state(), self.slices.state(), self.nodes.state());
+        self.image = compile(
+            services.iter().map(AsRef::as_ref),
+            slices.iter().map(AsRef::as_ref),
+            nodes.iter().map(AsRef::as_ref),
+            &self.node,
+        );
+        let ops = diff(&self.installed, &self.image);
+        let applied = self.apply(&ops, start);
+        if applied.is_err() {
+            self.installed = self.kernel.installed()?;
+        }
+        applied
+    }
+
+    /// Compiles only these Services anew, of which nothing but endpoints has changed, and applies what is different; false
+    /// where everything has to be compiled.
+    fn refresh(&mut self, touched: &[(Name, Vec<String>)]) -> bool {
+        let start = Instant::now();
+        let mut refreshed = Vec::new();
+        for ((namespace, name), slices) in touched {
+            // Without a Service its endpoints are nobody's.
+            let Some(service) = self.services.get(&ObjectRef::new(name).within(namespace)) else { continue };
+            let slices =
+                slices.iter().filter_map(|name| self.slices.get(&ObjectRef::new(name).within(namespace)));
+            let slices: Vec<Arc<EndpointSlice>> = slices.collect();
+            let slices: Vec<&EndpointSlice> = slices.iter().map(AsRef::as_ref).collect();
+            match refresh(&mut self.image, &service, &slices, &self.node) {
+                Some(targets) => refreshed.extend(targets),
+                None => return false,
+            }
+        }
+        let Some(ops) = diff_refreshed(&self.installed, &self.image, &refreshed) else { return false };
+        // A failure leaves `installed` at what was done, and the whole compilation tells it.
+        self.apply(&ops, start).is_ok()
+    }
+
+    fn apply(&mut self, ops: &[MapOp], start: Instant) -> Result<(), ProxyError> {
+        for op in ops {
+            self.kernel.apply(op)?;
+            self.installed.apply(op);
+        }
+        if !ops.is_empty() {
+            tracing::debug!(operations = ops.len(), took = ?start.elapsed(), "Services applied");
+        }
+        Ok(())
+    }
+
+    /// What clients outside of the cluster may ask for.
+    fn forwards(&self) -> Vec<Forward> {
+        let (services, slices) = (self.services.state(), self.slices.state());
+        forwards(services.iter().map(AsRef::as_ref), slices.iter().map(AsRef::as_ref), &self.node)
+    }
+
+    /// What balancers may ask for.
+    fn checks(&self) -> BTreeMap<u16, Check> {
+        let (services, slices) = (self.services.state(), self.slices.state());
+        let slices: Vec<&EndpointSlice> = slices.iter().map(AsRef::as_ref).collect();
+        checks(services.iter().map(AsRef::as_ref), &slices, &self.node.name)
     }
 }
 
@@ -177,9 +261,8 @@ fn moved() -> impl FnMut(&watcher::Event<Node>) -> bool {
 fn follow<K>(
     client: Client,
     config: watcher::Config,
-    changed: Arc<Notify>,
     trim: fn(&mut K),
-    mut matters: impl FnMut(&watcher::Event<K>) -> bool,
+    mut seen: impl FnMut(&watcher::Event<K>),
 ) -> (Store<K>, impl Future<Output = ()>)
 where
     K: kube::Resource<DynamicType = ()> + Clone + std::fmt::Debug + Send + Sync + 'static,
@@ -189,8 +272,8 @@ where
     let stream = watcher(Api::<K>::all(client), config).default_backoff().modify(trim).reflect(writer);
     let task = stream.for_each(move |event| {
         match event {
-            Ok(event) if matters(&event) => changed.notify_one(),
-            Ok(_) => {}
+            // The store has it by now.
+            Ok(event) => seen(&event),
             Err(error) => tracing::warn!(%error, "watch of Services, EndpointSlices or Nodes interrupted"),
         }
         std::future::ready(())
