@@ -4,7 +4,7 @@
 
 mod common;
 
-use common::{config, query, service, services, shown, slice, zone};
+use common::{config, query, service, services, shown, slice, slices, zone};
 use hickory_proto::op::{Edns, Message, MessageType, OpCode, ResponseCode};
 use hickory_proto::rr::{DNSClass, RecordType};
 use keelson_dns::Zone;
@@ -171,6 +171,31 @@ fn changes() {
     check(&zone, "empty.default.svc.cluster.local", RecordType::A, "NoError 10.244.1.5");
     zone.replace_services(Vec::new());
     check(&zone, "default.svc.cluster.local", RecordType::A, "NXDomain");
+}
+
+#[test]
+fn only_what_changes_something_counts() {
+    use std::sync::atomic::Ordering::Relaxed;
+    let mut zone = zone();
+    let serial = zone.serial();
+    let before = serial.load(Relaxed);
+    for (key, entry) in services() {
+        zone.apply_service(key, entry);
+    }
+    for (key, entry) in slices() {
+        zone.apply_slice(key, entry);
+    }
+    assert_eq!(serial.load(Relaxed), before);
+    let (key, entry) = service("web", json!({"clusterIP": "10.96.0.99"}));
+    zone.apply_service(key, entry);
+    assert_ne!(serial.load(Relaxed), before);
+    let before = serial.load(Relaxed);
+    let (key, entry) = slice("other", "db-1", json!([{"addresses": ["10.244.1.5"]}]));
+    zone.apply_slice(key, entry);
+    assert_ne!(serial.load(Relaxed), before);
+    let before = serial.load(Relaxed);
+    zone.replace_slices(Vec::new());
+    assert_ne!(serial.load(Relaxed), before);
 }
 
 #[test]

@@ -9,11 +9,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use common::{config, query, shown, slice, zone};
-use hickory_proto::op::{Message, ResponseCode};
+use common::{config, query, service, shown, slice, zone};
+use hickory_proto::op::{Edns, Message, ResponseCode};
 use hickory_proto::rr::rdata::A;
 use hickory_proto::rr::{RData, Record, RecordType};
-use keelson_dns::{DnsConfig, Sockets, Upstreams, server};
+use keelson_dns::respond::{Decision, Transport, decide, encode, limit};
+use keelson_dns::{DnsConfig, SharedZone, Sockets, Upstreams, server};
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
@@ -21,6 +22,7 @@ use tokio_util::sync::CancellationToken;
 
 struct Running {
     address: SocketAddr,
+    zone: SharedZone,
     shutdown: CancellationToken,
 }
 
@@ -48,8 +50,8 @@ fn start_on(sockets: Sockets, address: SocketAddr, upstreams: Vec<SocketAddr>) -
         ..config()
     };
     let shutdown = CancellationToken::new();
-    tokio::spawn(server::serve(zone, config, sockets, shutdown.clone()));
-    Running { address, shutdown }
+    tokio::spawn(server::serve(Arc::clone(&zone), config, sockets, shutdown.clone()));
+    Running { address, zone, shutdown }
 }
 
 async fn udp(server: SocketAddr, message: &Message) -> Message {
@@ -192,4 +194,80 @@ async fn hostile_bytes_leave_the_server_standing() {
     drop(stream);
     let web = query("web.default.svc.cluster.local", RecordType::A);
     assert_eq!(shown(&udp(server.address, &web).await), "NoError 10.96.0.20");
+}
+
+/// Sends bytes from a socket; gives those that come back.
+async fn exchange(socket: &UdpSocket, bytes: &[u8]) -> Vec<u8> {
+    socket.send(bytes).await.unwrap();
+    let mut buffer = vec![0u8; 4096];
+    let received = tokio::time::timeout(Duration::from_secs(5), socket.recv(&mut buffer)).await;
+    buffer.truncate(received.unwrap().unwrap());
+    buffer
+}
+
+#[tokio::test]
+async fn an_answer_that_comes_again_is_the_same_until_the_zone_changes() {
+    use RecordType::{A, AAAA, ANY, PTR, SRV};
+    // One socket, so that every query comes where the last one came.
+    let sockets = Sockets::bind(&["127.0.0.1:0".parse().unwrap()], 1).unwrap();
+    let address = sockets.udp[0].local_addr().unwrap();
+    let server = start_on(sockets, address, Vec::new());
+    let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    socket.connect(address).await.unwrap();
+    let names = [
+        ("web.default.svc.cluster.local", A),
+        ("web.default.svc.cluster.local", AAAA),
+        ("web.default.svc.cluster.local", ANY),
+        ("plain.default.svc.cluster.local", AAAA),
+        ("db.default.svc.cluster.local", A),
+        ("_http._tcp.db.default.svc.cluster.local", SRV),
+        ("early.default.svc.cluster.local", A),
+        ("none.default.svc.cluster.local", A),
+        ("web.default.svc.cluster.local.default.svc.cluster.local", A),
+        ("inside.default.svc.cluster.local", A),
+        ("ext.default.svc.cluster.local", A),
+        ("loop-a.default.svc.cluster.local", A),
+        ("20.0.96.10.in-addr.arpa", PTR),
+        ("example.org", A),
+    ];
+    for id in [0, 1, 2, 3, 8, 4711, 2] {
+        for (name, kind) in names {
+            for payload in [None, Some(1232)] {
+                let mut message = query(name, kind);
+                message.metadata.id = id;
+                if let Some(payload) = payload {
+                    message.set_edns(Edns::new().set_max_payload(payload).clone());
+                }
+                let Decision::Reply(reply) = decide(&server.zone.read(), &message, false) else { panic!() };
+                let expected = encode(*reply, limit(message.max_payload(), Transport::Udp)).unwrap();
+                for again in 0..2 {
+                    let answer = exchange(&socket, &message.to_vec().unwrap()).await;
+                    assert_eq!(answer, expected, "{name} {kind} {id} {payload:?} {again}");
+                }
+            }
+        }
+    }
+    // Whoever writes letters otherwise gets them back.
+    let message = query("wEb.default.SVC.cluster.local", A);
+    let answer = Message::from_vec(&exchange(&socket, &message.to_vec().unwrap()).await).unwrap();
+    assert_eq!(shown(&answer), "NoError 10.96.0.20");
+    assert!(answer.queries[0].name().eq_case(message.queries[0].name()));
+    assert!(answer.answers[0].name.eq_case(message.queries[0].name()));
+
+    let ask = async |name: &str| {
+        let message = query(name, A).to_vec().unwrap();
+        shown(&Message::from_vec(&exchange(&socket, &message).await).unwrap())
+    };
+    let (key, entry) = service("web", json!({"clusterIP": "10.96.0.99"}));
+    server.zone.write().apply_service(key.clone(), entry);
+    assert_eq!(ask("web.default.svc.cluster.local").await, "NoError 10.96.0.99");
+    server.zone.write().delete_service(&key);
+    assert_eq!(ask("web.default.svc.cluster.local").await, "NXDomain");
+    let (key, entry) = slice("db", "db-1", json!([{"addresses": ["10.244.1.77"]}]));
+    server.zone.write().apply_slice(key, entry);
+    assert_eq!(ask("db.default.svc.cluster.local").await, "NoError 10.244.1.5 10.244.1.77");
+    server.zone.write().replace_slices(Vec::new());
+    assert_eq!(ask("db.default.svc.cluster.local").await, "NXDomain");
+    server.zone.write().replace_services(Vec::new());
+    assert_eq!(ask("plain.default.svc.cluster.local").await, "NXDomain");
 }

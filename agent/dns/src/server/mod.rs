@@ -1,14 +1,17 @@
 //! Sockets: queries in, answers out.
 
+mod memo;
 mod sockets;
 mod tcp;
 mod udp;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use hickory_proto::op::{Message, ResponseCode};
 use hickory_proto::rr::Name;
+use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -16,13 +19,18 @@ use crate::config::DnsConfig;
 use crate::forward::Forwarder;
 use crate::respond::{Decision, Received, Transport, decide, encode, limit, read, reply_to};
 use crate::{DnsError, SharedZone};
+use memo::Memo;
 pub use sockets::Sockets;
 
 /// What every socket's task works with.
 #[derive(Debug)]
 struct Service {
     zone: SharedZone,
+    /// How often the zone has changed.
+    serial: Arc<AtomicU32>,
     forwarder: Forwarder,
+    /// What was answered over TCP; each socket for datagrams has its own.
+    connections: Mutex<Memo>,
     /// Answers that are under way.
     tasks: TaskTracker,
     end: CancellationToken,
@@ -46,12 +54,20 @@ pub async fn serve(
     tracing::info!(listen = ?config.listen, domain = config.domain, upstreams = ?servers, "serving cluster DNS");
     let forwarder = Forwarder::new(servers, config.upstream_timeout, config.max_forwards);
     let tasks = TaskTracker::new();
-    let service = Arc::new(Service { zone, forwarder, tasks: tasks.clone(), end: shutdown.clone() });
+    let serial = zone.read().serial();
+    let connections = Mutex::default();
+    let service = Arc::new(Service {
+        zone,
+        serial,
+        forwarder,
+        connections,
+        tasks: tasks.clone(),
+        end: shutdown.clone(),
+    });
     for socket in sockets.udp {
         // One that was handed over may have come in any state.
         socket.set_nonblocking(true).map_err(DnsError::Socket)?;
-        let socket = tokio::net::UdpSocket::from_std(socket).map_err(DnsError::Socket)?;
-        tasks.spawn(udp::serve(Arc::clone(&service), Arc::new(socket)));
+        tasks.spawn(udp::serve(Arc::clone(&service), socket).map_err(DnsError::Socket)?);
     }
     let connections = Arc::new(tokio::sync::Semaphore::new(config.max_connections));
     for listener in sockets.tcp {
@@ -70,7 +86,8 @@ pub async fn serve(
 /// The first step with a query: an answer, or what takes longer.
 enum Step {
     Silence,
-    Answer(Option<Vec<u8>>),
+    /// Out of the zone as it was after so many changes; without a number, one that is not true for as long as the zone is.
+    Answer(Option<Vec<u8>>, Option<u32>),
     Wait(Box<Pending>),
 }
 
@@ -89,16 +106,27 @@ enum Help {
 }
 
 impl Service {
+    /// How often the zone has changed. An answer out of a zone that is read, and so can't change, goes with this number.
+    fn serial(&self) -> u32 {
+        self.serial.load(Ordering::Acquire)
+    }
+
     /// Answers from the zone without waiting for anything.
     fn step(&self, bytes: &[u8], transport: Transport) -> Step {
         let request = match read(bytes) {
             Received::Noise => return Step::Silence,
-            Received::Malformed(reply) => return Step::Answer(encode(*reply, limit(0, transport))),
+            Received::Malformed(reply) => {
+                return Step::Answer(encode(*reply, limit(0, transport)), None);
+            }
             Received::Query(request) => request,
         };
         let limit = limit(request.max_payload(), transport);
-        let help = match decide(&self.zone.read(), &request, !self.forwarder.is_empty()) {
-            Decision::Reply(reply) => return Step::Answer(encode(*reply, limit)),
+        let (decision, serial) = {
+            let zone = self.zone.read();
+            (decide(&zone, &request, !self.forwarder.is_empty()), self.serial())
+        };
+        let help = match decision {
+            Decision::Reply(reply) => return Step::Answer(encode(*reply, limit), Some(serial)),
             Decision::Forward => Help::Everything,
             Decision::Complete { reply, target } => Help::Addresses { reply, target },
         };
@@ -110,11 +138,7 @@ impl Service {
         let Pending { request, help, limit, transport } = pending;
         match help {
             Help::Everything => match self.forwarder.forward(&request, transport).await {
-                Some(answer) if answer.len() <= limit => {
-                    let mut bytes = answer.to_vec();
-                    bytes.get_mut(..2)?.copy_from_slice(&request.metadata.id.to_be_bytes());
-                    Some(bytes)
-                }
+                Some(answer) if answer.len() <= limit => with_id_of(&request, answer.to_vec()),
                 Some(_too_long) => {
                     let mut reply = reply_to(&request, ResponseCode::NoError);
                     reply.metadata.truncation = true;
@@ -136,6 +160,12 @@ impl Service {
             }
         }
     }
+}
+
+/// An upstream's answer with the id of who asked here.
+fn with_id_of(request: &Message, mut answer: Vec<u8>) -> Option<Vec<u8>> {
+    answer.get_mut(..2)?.copy_from_slice(&request.metadata.id.to_be_bytes());
+    Some(answer)
 }
 
 /// The most records that an upstream server may add to an alias.

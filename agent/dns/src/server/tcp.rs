@@ -4,7 +4,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
@@ -20,6 +20,9 @@ const GRACE: Duration = Duration::from_millis(500);
 
 /// Queries on one connection, after which it is closed: a connection slot isn't for ever.
 const MAX_QUERIES: usize = 1000;
+
+/// Bytes that are read at once: a query with its length, or several.
+const READ: usize = 1024;
 
 pub(super) async fn serve(service: Arc<Service>, listener: TcpListener, connections: Arc<Semaphore>) {
     loop {
@@ -48,7 +51,9 @@ pub(super) async fn serve(service: Arc<Service>, listener: TcpListener, connecti
     }
 }
 
-async fn converse(service: &Service, mut stream: TcpStream) -> io::Result<()> {
+async fn converse(service: &Service, stream: TcpStream) -> io::Result<()> {
+    let mut stream = BufReader::with_capacity(READ, stream);
+    let mut answer = Vec::new();
     for _ in 0..MAX_QUERIES {
         let read = tokio::select! {
             read = timeout(IDLE, read_query(&mut stream)) => read,
@@ -59,12 +64,22 @@ async fn converse(service: &Service, mut stream: TcpStream) -> io::Result<()> {
             Ok(query) => query?,
             Err(_elapsed) => return Ok(()),
         };
-        let answer = match service.step(&query, Transport::Tcp) {
-            Step::Silence => return Ok(()),
-            Step::Answer(answer) => answer,
-            Step::Wait(pending) => service.finish(*pending).await,
-        };
-        let Some(answer) = answer else { return Ok(()) };
+        let known = service.connections.lock().find(&query, service.serial(), &mut answer);
+        if !known {
+            answer = match service.step(&query, Transport::Tcp) {
+                Step::Silence | Step::Answer(None, _) => return Ok(()),
+                Step::Answer(Some(answer), serial) => {
+                    if let Some(serial) = serial {
+                        service.connections.lock().keep(&query, &answer, serial);
+                    }
+                    answer
+                }
+                Step::Wait(pending) => match service.finish(*pending).await {
+                    Some(answer) => answer,
+                    None => return Ok(()),
+                },
+            };
+        }
         let length = u16::try_from(answer.len()).map_err(io::Error::other)?;
         // One write: a length in a packet of its own confuses some resolvers and wakes all of them twice.
         let mut framed = length.to_be_bytes().to_vec();
@@ -80,7 +95,7 @@ async fn ending(service: &Service) {
     tokio::time::sleep(GRACE).await;
 }
 
-async fn read_query(stream: &mut TcpStream) -> io::Result<Vec<u8>> {
+async fn read_query(stream: &mut BufReader<TcpStream>) -> io::Result<Vec<u8>> {
     let length = stream.read_u16().await?;
     // A peer that announces 64 kB and sends nothing holds no more than it has sent.
     let mut query = Vec::new();

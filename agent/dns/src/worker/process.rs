@@ -28,8 +28,8 @@ pub fn run() -> Result<(), DnsError> {
     let listener = std::io::stdin().as_fd().try_clone_to_owned().map_err(DnsError::Worker)?;
     drop_privileges().map_err(DnsError::Worker)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
-        // As many as read from sockets.
-        .worker_threads(DnsConfig::default().sockets_per_address)
+        // Connections, and what the agent says. Datagrams have threads of their own.
+        .worker_threads(1)
         .enable_all()
         .build()
         .map_err(DnsError::Worker)?;

@@ -7,6 +7,8 @@ pub(crate) mod reverse;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use hickory_proto::rr::rdata::SOA;
 use hickory_proto::rr::{Name, RData, Record};
@@ -44,7 +46,7 @@ pub struct Zone {
     services_synced: bool,
     slices_synced: bool,
     /// Counts changes: the SOA's serial number.
-    serial: u32,
+    serial: Arc<AtomicU32>,
 }
 
 impl Zone {
@@ -72,7 +74,7 @@ impl Zone {
             endpoint_ips: HashMap::new(),
             services_synced: false,
             slices_synced: false,
-            serial: 1,
+            serial: Arc::new(AtomicU32::new(1)),
         })
     }
 
@@ -86,8 +88,22 @@ impl Zone {
         &self.domain
     }
 
+    /// The number of changes so far, which can be read while the zone is being changed.
+    pub fn serial(&self) -> Arc<AtomicU32> {
+        Arc::clone(&self.serial)
+    }
+
+    /// Notes a change. Nobody reads the zone meanwhile, so it may come before or after.
+    fn changed(&self) {
+        self.serial.fetch_add(1, Ordering::Release);
+    }
+
     /// Adds or replaces a service.
     pub fn apply_service(&mut self, key: ObjectKey, entry: ServiceEntry) {
+        // Most writes change what the zone does not keep.
+        if self.service(&key.namespace, &key.name) == Some(&entry) {
+            return;
+        }
         self.delete_service(&key);
         if let ServiceKind::ClusterIps(ips) = &entry.kind {
             for ip in ips {
@@ -99,7 +115,7 @@ impl Zone {
 
     /// Removes a service.
     pub fn delete_service(&mut self, key: &ObjectKey) {
-        self.serial = self.serial.wrapping_add(1);
+        self.changed();
         let Some(of_namespace) = self.services.get_mut(&key.namespace) else { return };
         let Some(old) = of_namespace.remove(&key.name) else { return };
         if of_namespace.is_empty() {
@@ -120,10 +136,15 @@ impl Zone {
             self.apply_service(key, entry);
         }
         self.services_synced = true;
+        self.changed();
     }
 
     /// Adds or replaces an endpoint slice.
     pub fn apply_slice(&mut self, key: ObjectKey, entry: SliceEntry) {
+        let of_service = self.slice_services.get(&key).and_then(|service| self.slices.get(service));
+        if of_service.and_then(|slices| slices.get(&key.name)) == Some(&entry) {
+            return;
+        }
         self.delete_slice(&key);
         for ip in entry.endpoints.iter().flat_map(|endpoint| &endpoint.ips) {
             self.endpoint_ips.entry(*ip).or_default().insert(key.clone());
@@ -135,7 +156,7 @@ impl Zone {
 
     /// Removes an endpoint slice.
     pub fn delete_slice(&mut self, key: &ObjectKey) {
-        self.serial = self.serial.wrapping_add(1);
+        self.changed();
         let Some(service) = self.slice_services.remove(key) else { return };
         let Some(of_service) = self.slices.get_mut(&service) else { return };
         let old = of_service.remove(&key.name);
@@ -156,13 +177,14 @@ impl Zone {
             self.apply_slice(key, entry);
         }
         self.slices_synced = true;
+        self.changed();
     }
 
     /// The SOA record that negative answers carry, for the zone `owner`.
     pub fn soa(&self, owner: Name) -> Record {
         let mname = self.name_of(&["ns", "dns"]);
         let rname = self.name_of(&["hostmaster"]);
-        let data = SOA::new(mname, rname, self.serial, 7200, 1800, 86_400, TTL);
+        let data = SOA::new(mname, rname, self.serial.load(Ordering::Relaxed), 7200, 1800, 86_400, TTL);
         Record::from_rdata(owner, TTL, RData::SOA(data))
     }
 
