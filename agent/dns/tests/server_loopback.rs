@@ -156,6 +156,12 @@ async fn other_names_are_forwarded() {
         (0..20).map(|_| async { shown(&udp(server.address, &query("same.example", RecordType::A)).await) });
     assert!(futures::future::join_all(many).await.iter().all(|line| line == "NoError 192.0.2.7"));
     assert_eq!(asked.load(Ordering::SeqCst), before + 1);
+    // Asked again, it is known, and the asker has its own id back.
+    let mut again = query("same.example", RecordType::A);
+    again.metadata.id = 4712;
+    let reply = udp(server.address, &again).await;
+    assert_eq!((shown(&reply).as_str(), reply.metadata.id), ("NoError 192.0.2.7", 4712));
+    assert_eq!(asked.load(Ordering::SeqCst), before + 1);
     // What is too long for a datagram is said so, and fetched for who comes over TCP.
     let large = query("large.example", RecordType::A);
     assert!(udp(server.address, &large).await.metadata.truncation);

@@ -127,7 +127,12 @@ impl Service {
         };
         let help = match decision {
             Decision::Reply(reply) => return Step::Answer(encode(*reply, limit), Some(serial)),
-            Decision::Forward => Help::Everything,
+            Decision::Forward => match self.forwarder.kept(&request, transport) {
+                Some(answer) if answer.len() <= limit => {
+                    return Step::Answer(with_id_of(&request, answer), None);
+                }
+                Some(_) | None => Help::Everything,
+            },
             Decision::Complete { reply, target } => Help::Addresses { reply, target },
         };
         Step::Wait(Box::new(Pending { request, help, limit, transport }))

@@ -3,14 +3,16 @@
 //! Every exchange has a socket of its own, so that the kernel picks an unpredictable source port, and an id
 //! of its own; an answer counts only when id and question are those that were sent. Equal questions wait
 //! for one exchange: when servers forward in a circle, the question that comes back waits for itself and
-//! times out once, instead of going round until something breaks.
+//! times out once, instead of going round until something breaks. What was answered is kept for a while, see [`cache`].
+
+mod cache;
 
 use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures::FutureExt;
 use futures::future::{BoxFuture, Shared};
@@ -23,6 +25,7 @@ use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
 use crate::respond::{MAX_UDP, Transport};
+use cache::Cache;
 
 /// A question as it goes upstream: what makes two of them the same.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -37,6 +40,24 @@ struct Question {
     tcp: bool,
 }
 
+impl Question {
+    fn new(query: &Query, checking_disabled: bool, edns: Option<bool>, transport: Transport) -> Self {
+        Self {
+            name: query.name().iter().map(<[u8]>::to_vec).collect(),
+            kind: query.query_type(),
+            class: query.query_class(),
+            checking_disabled,
+            edns,
+            tcp: transport == Transport::Tcp,
+        }
+    }
+}
+
+/// The DNSSEC OK bit of a request, when it has EDNS at all.
+fn dnssec_ok(request: &Message) -> Option<bool> {
+    request.edns.as_ref().map(|edns| edns.flags().dnssec_ok)
+}
+
 /// An upstream's answer: its bytes, with an id that is to be replaced.
 pub type Answer = Arc<Vec<u8>>;
 
@@ -49,6 +70,7 @@ pub struct Forwarder {
     timeout: Duration,
     slots: Arc<Semaphore>,
     flights: Arc<Mutex<HashMap<Question, Flight>>>,
+    kept: Arc<Mutex<Cache>>,
     /// The server that answered last is asked first.
     preferred: Arc<AtomicUsize>,
 }
@@ -61,6 +83,7 @@ impl Forwarder {
             timeout,
             slots: Arc::new(Semaphore::new(max_forwards)),
             flights: Arc::default(),
+            kept: Arc::default(),
             preferred: Arc::default(),
         }
     }
@@ -74,8 +97,15 @@ impl Forwarder {
     /// already. The answer carries another id than the request.
     pub async fn forward(&self, request: &Message, transport: Transport) -> Option<Answer> {
         let query = request.queries.first()?;
-        let edns = request.edns.as_ref().map(|edns| edns.flags().dnssec_ok);
-        self.ask(query, request.metadata.checking_disabled, edns, transport).await
+        self.ask(query, request.metadata.checking_disabled, dnssec_ok(request), transport).await
+    }
+
+    /// The answer that is kept for the question of `request`, if there is one: no server is asked.
+    pub fn kept(&self, request: &Message, transport: Transport) -> Option<Vec<u8>> {
+        let query = request.queries.first()?;
+        let question =
+            Question::new(query, request.metadata.checking_disabled, dnssec_ok(request), transport);
+        self.kept.lock().find(&question, Instant::now())
     }
 
     /// The answer for one name and type.
@@ -93,14 +123,10 @@ impl Forwarder {
         edns: Option<bool>,
         transport: Transport,
     ) -> Option<Answer> {
-        let question = Question {
-            name: query.name().iter().map(<[u8]>::to_vec).collect(),
-            kind: query.query_type(),
-            class: query.query_class(),
-            checking_disabled,
-            edns,
-            tcp: transport == Transport::Tcp,
-        };
+        let question = Question::new(query, checking_disabled, edns, transport);
+        if let Some(answer) = self.kept.lock().find(&question, Instant::now()) {
+            return Some(Arc::new(answer));
+        }
         let flight = {
             let mut flights = self.flights.lock();
             match flights.get(&question) {
@@ -113,10 +139,14 @@ impl Forwarder {
                         preferred: Arc::clone(&self.preferred),
                     };
                     let message = request_for(query, checking_disabled, edns);
-                    let (all, own) = (Arc::clone(&self.flights), question.clone());
+                    let (all, kept) = (Arc::clone(&self.flights), Arc::clone(&self.kept));
+                    let own = question.clone();
                     // A task of its own: it ends, and clears its entry, whether or not anyone still waits.
                     let task = tokio::spawn(async move {
                         let answer = exchange.run(message, own.tcp).await;
+                        if let Some(answer) = &answer {
+                            kept.lock().keep(own.clone(), answer, Instant::now());
+                        }
                         all.lock().remove(&own);
                         drop(slot);
                         answer.map(Arc::new)
