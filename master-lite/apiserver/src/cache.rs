@@ -23,6 +23,7 @@ use keelson_api::resources::{Resource, ResourceTable};
 use keelson_store::{Store, StoreError};
 use parking_lot::{Mutex, RwLock};
 use serde_json::Value;
+use serde_json::value::RawValue;
 use tokio::sync::watch;
 
 pub use resource::{CacheWatch, ResourceCache, WatchMessage};
@@ -31,7 +32,7 @@ use crate::authz::relations::References;
 use crate::extension::ObjectReader;
 use crate::filter::Filter;
 use crate::status::{Result, StatusError};
-use crate::stored::Spliced;
+use crate::stored::{Spliced, StoredError};
 
 /// How long a read waits for the cache to reach a revision, as upstream does.
 const WAIT: Duration = Duration::from_secs(3);
@@ -117,6 +118,14 @@ impl CachedObject {
     /// JSON in the storage version, with its resourceVersion.
     pub fn json(&self) -> &Bytes {
         self.spliced.json()
+    }
+
+    /// Its metadata as it stands in the JSON.
+    ///
+    /// # Errors
+    /// If it is none, which was found out when the object was read.
+    pub fn metadata(&self) -> Result<&RawValue, StoredError> {
+        self.spliced.metadata()
     }
 
     /// As a tree; parsed once and kept, unless the object is one of many.

@@ -91,6 +91,14 @@ impl Presenter<'_> {
     pub fn object(&self, object: &CachedObject, first: bool) -> Result<Bytes> {
         match (self.form.shape, self.form.media) {
             (Shape::Object, MediaType::Json) if self.is_verbatim() => Ok(object.json().clone()),
+            (Shape::PartialMetadata, MediaType::Json) if self.is_verbatim() => {
+                let mut out = Vec::new();
+                write_partial_metadata(&mut out, object)?;
+                Ok(out.into())
+            }
+            (Shape::PartialMetadata, media) if self.is_verbatim() => {
+                answer::encode(media, &partial_metadata(&metadata_only(object)?))
+            }
             (_, media) => answer::encode(media, &self.value(object.parse(), first)),
         }
     }
@@ -117,6 +125,10 @@ impl Presenter<'_> {
         let gvk = match self.form.shape {
             Shape::Object => GroupVersionKind { kind: self.row.list_kind(), ..self.row.gvk(self.version) },
             Shape::PartialMetadata => GroupVersionKind::new("meta.k8s.io", "v1", "PartialObjectMetadataList"),
+            Shape::Table if self.form.media == MediaType::Json => {
+                let table = self.table(Vec::new(), metadata.clone(), true);
+                return written(&table, "rows", items, |out, item| self.write_table_row(out, item));
+            }
             Shape::Table => {
                 let rows = items.map(|o| self.table_row(self.convert(o.parse()))).collect();
                 return answer::encode(self.form.media, &self.table(rows, metadata.clone(), true));
@@ -124,29 +136,25 @@ impl Presenter<'_> {
         };
         let head = json!({"kind": gvk.kind, "apiVersion": gvk.api_version(), "metadata": metadata});
         match self.form.media {
-            MediaType::Json => {
-                let mut out = Vec::with_capacity(4096);
-                // Copied, never re-encoded: each item's bytes go out as they were stored.
-                let head = head.to_string();
-                out.extend_from_slice(head.trim_end_matches('}').as_bytes());
-                // trim_end_matches also took the metadata's own brace.
-                out.extend_from_slice(b"},\"items\":[");
-                for (i, item) in items.enumerate() {
-                    if i > 0 {
-                        out.push(b',');
-                    }
-                    out.extend_from_slice(&self.object(item, false)?);
+            // Copied, never re-encoded: each item's bytes go out as they were stored.
+            MediaType::Json => written(&head, "items", items, |out, item| {
+                match self.form.shape {
+                    Shape::PartialMetadata if self.is_verbatim() => write_partial_metadata(out, item)?,
+                    _ => out.extend_from_slice(&self.object(item, false)?),
                 }
-                out.extend_from_slice(b"]}");
-                Ok(out.into())
-            }
+                Ok(())
+            }),
             MediaType::Yaml => {
                 let mut list = head;
                 list["items"] = items.map(|item| self.value(item.parse(), false)).collect();
                 answer::encode(MediaType::Yaml, &list)
             }
             MediaType::Protobuf => {
-                let items = items.map(|item| self.value(item.parse(), false));
+                let only_metadata = self.form.shape == Shape::PartialMetadata && self.is_verbatim();
+                let items = items.map(|item| match only_metadata {
+                    true => metadata_only(item).map_or(Value::Null, |object| partial_metadata(&object)),
+                    false => self.value(item.parse(), false),
+                });
                 codec::encode_protobuf_list(&gvk, metadata, items)
                     .map(Bytes::from)
                     .map_err(StatusError::internal)
@@ -162,6 +170,22 @@ impl Presenter<'_> {
         })
     }
 
+    /// A row whose object, if it is no more than the metadata as they are stored, is copied.
+    fn write_table_row(&self, out: &mut Vec<u8>, item: &CachedObject) -> Result<()> {
+        let object = self.convert(item.parse());
+        if self.include != IncludeObject::Metadata || !self.is_verbatim() {
+            return serde_json::to_writer(out, &self.table_row(object)).map_err(StatusError::internal);
+        }
+        let row = self.row.printer.row(&object, chrono::Utc::now().timestamp());
+        serde_json::to_writer(&mut *out, &row).map_err(StatusError::internal)?;
+        // Before the row's own end.
+        out.pop();
+        out.extend_from_slice(b",\"object\":");
+        write_partial_metadata(out, item)?;
+        out.push(b'}');
+        Ok(())
+    }
+
     fn table_row(&self, object: Value) -> Value {
         let now = chrono::Utc::now().timestamp();
         let mut row = self.row.printer.row(&object, now);
@@ -174,9 +198,106 @@ impl Presenter<'_> {
     }
 }
 
+/// A list of which everything but `field` is in `head`, written out with each item as `write` does it.
+fn written<'o>(
+    head: &Value,
+    field: &str,
+    items: impl Iterator<Item = &'o CachedObject>,
+    write: impl Fn(&mut Vec<u8>, &CachedObject) -> Result<()>,
+) -> Result<Bytes> {
+    let mut out = Vec::with_capacity(4096);
+    out.push(b'{');
+    for (name, value) in head.as_object().into_iter().flatten().filter(|(name, _)| *name != field) {
+        serde_json::to_writer(&mut out, name).map_err(StatusError::internal)?;
+        out.push(b':');
+        serde_json::to_writer(&mut out, value).map_err(StatusError::internal)?;
+        out.push(b',');
+    }
+    serde_json::to_writer(&mut out, field).map_err(StatusError::internal)?;
+    out.extend_from_slice(b":[");
+    for (i, item) in items.enumerate() {
+        if i > 0 {
+            out.push(b',');
+        }
+        write(&mut out, item)?;
+    }
+    out.extend_from_slice(b"]}");
+    Ok(out.into())
+}
+
+/// `PartialObjectMetadata` of an object that is shown as it is stored.
+fn write_partial_metadata(out: &mut Vec<u8>, object: &CachedObject) -> Result<()> {
+    out.extend_from_slice(br#"{"kind":"PartialObjectMetadata","apiVersion":"meta.k8s.io/v1","metadata":"#);
+    out.extend_from_slice(object.metadata().map_err(StatusError::internal)?.get().as_bytes());
+    out.push(b'}');
+    Ok(())
+}
+
+/// An object without all but its metadata.
+fn metadata_only(object: &CachedObject) -> Result<Value> {
+    let metadata = object.metadata().map_err(StatusError::internal)?.get();
+    Ok(json!({"metadata": serde_json::from_str::<Value>(metadata).map_err(StatusError::internal)?}))
+}
+
 /// `PartialObjectMetadata` of an object.
 pub fn partial_metadata(object: &Value) -> Value {
     json!({
         "kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1", "metadata": object["metadata"].clone(),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use keelson_api::meta::GroupResource;
+    use keelson_api::resources::ResourceTable;
+
+    use super::*;
+
+    fn pod(name: &str) -> CachedObject {
+        let table = ResourceTable::builtin();
+        let row = table.get(&GroupResource::new("", "pods")).unwrap();
+        let json = json!({
+            "apiVersion": "v1", "kind": "Pod",
+            "metadata": {"name": name, "namespace": "ns", "labels": {"a": "}\"]{"}, "creationTimestamp": "2020-01-01T00:00:00Z"},
+            "spec": {"nodeName": "n", "containers": [{"name": "c", "image": "i"}]},
+            "status": {"phase": "Running"},
+        });
+        let stored = crate::stored::encode(&json).unwrap();
+        CachedObject::read(row, &format!("ns/{name}"), &stored, 7).unwrap()
+    }
+
+    /// What is copied out of the stored bytes is what would be made of the parsed object.
+    #[test]
+    fn copies_say_what_the_parsed_objects_say() {
+        let table = ResourceTable::builtin();
+        let row = table.get(&GroupResource::new("", "pods")).unwrap();
+        let pods = [pod("a"), pod("b")];
+        let metadata = json!({"resourceVersion": "9"});
+        for include in [IncludeObject::None, IncludeObject::Metadata, IncludeObject::Object] {
+            let form = Form { shape: Shape::Table, media: MediaType::Json };
+            let presenter = Presenter { row, version: "v1", form, include };
+            let rows = pods.iter().map(|pod| presenter.table_row(pod.parse())).collect();
+            let expected = presenter.table(rows, metadata.clone(), true);
+            let list = presenter.list(pods.iter(), &metadata).unwrap();
+            assert_eq!(serde_json::from_slice::<Value>(&list).unwrap(), expected);
+        }
+        for media in [MediaType::Json, MediaType::Yaml, MediaType::Protobuf] {
+            let form = Form { shape: Shape::PartialMetadata, media };
+            let presenter = Presenter { row, version: "v1", form, include: IncludeObject::None };
+            let items: Vec<Value> = pods.iter().map(|pod| partial_metadata(&pod.parse())).collect();
+            let one = presenter.object(&pods[0], true).unwrap();
+            let list = presenter.list(pods.iter(), &metadata).unwrap();
+            let expected = json!({
+                "kind": "PartialObjectMetadataList", "apiVersion": "meta.k8s.io/v1", "metadata": metadata,
+                "items": items,
+            });
+            if media == MediaType::Json {
+                assert_eq!(serde_json::from_slice::<Value>(&one).unwrap(), items[0]);
+                assert_eq!(serde_json::from_slice::<Value>(&list).unwrap(), expected);
+            } else {
+                assert_eq!(one, answer::encode(media, &items[0]).unwrap());
+                assert_eq!(list, answer::encode(media, &expected).unwrap());
+            }
+        }
+    }
 }

@@ -7,6 +7,7 @@
 use std::ops::Range;
 
 use bytes::Bytes;
+use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 
 /// Bytes before the JSON.
@@ -102,6 +103,17 @@ impl Spliced {
         &self.json
     }
 
+    /// `metadata` as it stands in the JSON, without a look at the rest.
+    ///
+    /// # Errors
+    /// If it is no JSON.
+    pub fn metadata(&self) -> Result<&RawValue, StoredError> {
+        // The resourceVersion is its first field.
+        let (_, from) = self.json.split_at(self.version.start.saturating_sub(1));
+        let mut values = serde_json::Deserializer::from_slice(from).into_iter();
+        Ok(values.next().ok_or(StoredError::NoMetadata)??)
+    }
+
     /// Parses it.
     pub fn value(&self) -> Result<Value, StoredError> {
         Ok(serde_json::from_slice(&self.json)?)
@@ -147,6 +159,7 @@ mod tests {
         let stored = encode(&object).unwrap();
         assert!(!String::from_utf8_lossy(&stored).contains("resourceVersion"));
         let spliced = Spliced::new(&stored, 42).unwrap();
+        assert_eq!(spliced.metadata().unwrap().get(), r#"{"resourceVersion":"42","name":"a"}"#);
         let mut expected = object.clone();
         expected["metadata"]["resourceVersion"] = "42".into();
         assert_eq!(spliced.value().unwrap(), expected);
