@@ -12,9 +12,8 @@ use super::resource::WatchMessage;
 use super::{CacheEvent, CachedObject, EventType};
 use crate::filter::{Filter, Place};
 
-/// Changes a watcher may be behind before it is dropped: seconds of a busy cluster. All watchers share the changes
-/// themselves; what one that is behind costs by itself is a pointer each.
-const QUEUE: usize = 8192;
+/// Changes a watcher may be behind before it is dropped.
+const QUEUE: usize = 1024;
 /// So many may be added before those that have gone are looked for.
 const SWEEP: usize = 64;
 
