@@ -259,8 +259,8 @@ mod tests {
     fn fields() {
         let selector = FieldSelector::parse("metadata.name=a\\,b,status.phase!=Running").unwrap();
         assert_eq!(selector.required("metadata.name"), Some("a,b"));
-        assert!(selector.matches(|f| if f == "metadata.name" { "a,b".into() } else { "Pending".into() }));
-        assert!(!selector.matches(|f| if f == "metadata.name" { "a,b".into() } else { "Running".into() }));
+        assert!(selector.matches(|f| if f == "metadata.name" { "a,b" } else { "Pending" }));
+        assert!(!selector.matches(|f| if f == "metadata.name" { "a,b" } else { "Running" }));
         assert!(FieldSelector::parse("nonsense").is_err());
     }
 }
