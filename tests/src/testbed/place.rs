@@ -14,24 +14,29 @@ use super::network::{inside, ip_batch};
 /// The host's end of every pair: what places send to goes there.
 const GATEWAY: &str = "169.254.1.1";
 
-/// Makes one with an address; gives it as a host whose commands run in it, and are otherwise those of the host that it is in.
+/// Makes one with these addresses; gives it as a host whose commands run in it, and are otherwise those of the host that it is in.
 /// It ends with that host.
-pub fn make(host: &Host, name: &str, address: Ipv4Addr) -> Result<Host> {
+pub fn make(host: &Host, name: &str, addresses: &[Ipv4Addr]) -> Result<Host> {
     let args = ["--net", "sleep", "infinity"].map(str::to_owned);
     let pid = host.spawn_daemon(name, Path::new("/usr/bin/unshare"), &args, None)?;
     wait_unshared(host, pid)?;
     let place = Host { pid, ..host.clone() };
+    let each = |line: fn(&str, &Ipv4Addr) -> String| -> String {
+        addresses.iter().map(|address| line(name, address)).collect()
+    };
+    let routes = each(|name, address| format!("route add {address}/32 dev {name}\n"));
     ip_batch(
         host,
         &format!(
             "link add name {name} type veth peer name eth0 netns {pid}\naddr add {GATEWAY}/32 dev {name}\n\
-             link set dev {name} up\nroute add {address}/32 dev {name}\n"
+             link set dev {name} up\n{routes}"
         ),
     )?;
+    let own = each(|_, address| format!("addr add {address}/32 dev eth0\n"));
     ip_batch(
         &place,
         &format!(
-            "link set lo up\naddr add {address}/32 dev eth0\nlink set eth0 up\nroute add {GATEWAY} dev eth0 scope link\n\
+            "link set lo up\n{own}link set eth0 up\nroute add {GATEWAY} dev eth0 scope link\n\
              route add default via {GATEWAY} dev eth0\n"
         ),
     )?;

@@ -10,12 +10,15 @@ mod programs;
 mod serve;
 
 use std::io::{Read, Write};
-use std::net::SocketAddrV4;
+use std::net::{Ipv4Addr, SocketAddrV4};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 use clap::Subcommand;
 use nix::sched::{CpuSet, sched_setaffinity};
+use nix::sys::socket::{setsockopt, sockopt};
 use nix::unistd::Pid;
 use socket2::{Domain, Socket, Type};
 
@@ -95,6 +98,8 @@ const ASK_LENGTH: u8 = b's';
 /// Connects, asks the endpoint for its name, and closes with a reset, which leaves no port behind that has to wait.
 fn ask_name(to: SocketAddrV4, patience: Duration) -> std::io::Result<u8> {
     let mut socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
+    setsockopt(&socket, sockopt::IpBindAddressNoPort, &true)?;
+    socket.bind(&SocketAddrV4::new(source()?, 0).into())?;
     socket.set_linger(Some(Duration::ZERO))?;
     // Of which connect(2) keeps to the first (socket(7)).
     socket.set_write_timeout(Some(patience))?;
@@ -104,6 +109,24 @@ fn ask_name(to: SocketAddrV4, patience: Duration) -> std::io::Result<u8> {
     let mut name = [0];
     socket.read_exact(&mut name)?;
     Ok(name[0])
+}
+
+/// The next of this namespace's addresses. A connection that was reset is remembered by connection tracking for ten seconds
+/// (nf_conntrack_tcp_timeout_close): by turns with all addresses, ports are not used again before.
+fn source() -> std::io::Result<Ipv4Addr> {
+    static OWN: OnceLock<Vec<Ipv4Addr>> = OnceLock::new();
+    static NEXT: AtomicUsize = AtomicUsize::new(0);
+    let own = match OWN.get() {
+        Some(own) => own,
+        None => {
+            let all = nix::ifaddrs::getifaddrs()?;
+            let v4 = all.filter_map(|interface| Some(interface.address?.as_sockaddr_in()?.ip()));
+            let own = v4.filter(|address| !address.is_loopback()).collect();
+            OWN.get_or_init(|| own)
+        }
+    };
+    let next = NEXT.fetch_add(1, Ordering::Relaxed).checked_rem(own.len()).unwrap_or_default();
+    Ok(own.get(next).copied().unwrap_or(Ipv4Addr::UNSPECIFIED))
 }
 
 /// Which processor a thread keeps to: clients have the first, servers the last, so that every run has the same places.

@@ -21,7 +21,8 @@ use crate::bench::plane::{last_words, set_frozen};
 
 /// Of all pods; that of no node's.
 pub const PODS: &str = "10.244.0.0/16";
-const CLIENT: Ipv4Addr = Ipv4Addr::new(10, 244, 200, 10);
+/// Addresses of the client.
+const CLIENTS: u8 = 16;
 /// The endpoint that answers by the name `a`.
 pub const ENDPOINT: Ipv4Addr = Ipv4Addr::new(10, 244, 200, 20);
 /// The one that answers by the name `b`.
@@ -67,9 +68,10 @@ impl Place {
     /// Makes the namespaces in one of the cluster's nodes and starts the endpoints.
     pub fn make(cluster: &Cluster, number: usize, proxy: Proxy) -> Result<Self> {
         let node = cluster.node(number)?;
-        let client = place::make(&node, "client", CLIENT)?;
+        let clients: Vec<Ipv4Addr> = (1..=CLIENTS).map(|last| Ipv4Addr::new(10, 244, 201, last)).collect();
+        let client = place::make(&node, "client", &clients)?;
         for (unit, address, name) in [("endpoint-a", ENDPOINT, "a"), ("endpoint-b", OTHER, "b")] {
-            let endpoint = place::make(&node, unit, address)?;
+            let endpoint = place::make(&node, unit, &[address])?;
             let args = ["service", "serve", "--address", &address.to_string(), "--name", name];
             endpoint.spawn_daemon(unit, &paths::bin("keelson-bench"), &args.map(str::to_owned), None)?;
         }

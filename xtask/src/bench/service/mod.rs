@@ -67,7 +67,8 @@ const CONDITIONS: &[&str] = &[
      of Keelson's is in the way but its netfilter rules), and from inside; `to direct` is the ratio to the former. On kube-proxy's \
      hosts it is the ratio to direct connections beside kube-proxy's rules; `to no proxy` is to those on a host without any.",
     "A connection: socket, connect, one byte there, one byte back, close with a reset. Each goes to the next of all Services, not \
-     to its neighbour in number; all have the same one endpoint. Time is from before socket(2) to the answer.",
+     to its neighbour in number; all have the same one endpoint. Time is from before socket(2) to the answer. The client has 16 \
+     addresses, by turns, so that no port is used again while connection tracking remembers it.",
     "The client keeps to the first processor and the endpoints to the last. The proxies are frozen while traffic is measured: \
      what is measured is the kernel's work.",
     "UDP: requests of 64 bytes, each after the answer to the last, to one Service; with one connected socket, one that is not, and \
