@@ -243,12 +243,23 @@ impl Bench {
             })?;
         }
         steps.step(&format!("{services} Services in effect on all hosts"), || {
-            for place in self.proxies(0).into_iter().filter_map(|index| self.places.get(index)) {
+            let order = self.proxies(0);
+            let places = || order.iter().filter_map(|index| self.places.get(*index));
+            // One that was frozen still has the Services that were deleted and made again meanwhile. One more, made after all
+            // that, tells when it has seen it all.
+            let Some(first) = places().next() else { return Ok(()) };
+            first.thaw()?;
+            fill(first, services, services + 1, args)?;
+            for place in places() {
                 place.thaw()?;
-                place.wait(services)?;
-                place.freeze()?;
+                place.wait(services + 1)?;
+                if !std::ptr::eq(place, first) {
+                    place.freeze()?;
+                }
             }
-            Ok(())
+            let (number, last) = (services.to_string(), (services + 1).to_string());
+            first.ask_with_api(&["remove", "--first", &number, "--services", &last])?;
+            first.freeze()
         })
     }
 
