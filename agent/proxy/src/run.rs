@@ -94,8 +94,9 @@ async fn keep(mut maps: Maps, changes: &Changes, ranges: &[IpNet]) -> Result<(),
     loop {
         let whole = match change {
             Change::Anything => true,
-            // Nothing outside of the maps is about those that the short way takes.
-            Change::Endpoints(touched) => !maps.refresh(&touched),
+            // Nothing outside of the maps is about those that the short way takes. When endpoints come, addresses of the node
+            // may have come too, such as the bridge's with the first pod.
+            Change::Endpoints(touched) => !maps.refresh(&touched) || maps.moved(),
         };
         if whole {
             let outcome = maps.compile();
@@ -180,6 +181,11 @@ impl Maps {
         let Some(ops) = diff_refreshed(&self.installed, &self.image, &refreshed) else { return false };
         // A failure leaves `installed` at what was done, and the whole compilation tells it.
         self.apply(&ops, start).is_ok()
+    }
+
+    /// Whether the node has other addresses than those that were compiled.
+    fn moved(&self) -> bool {
+        addresses().is_ok_and(|now| now != self.node.addresses)
     }
 
     fn apply(&mut self, ops: &[MapOp], start: Instant) -> Result<(), ProxyError> {
